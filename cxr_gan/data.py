@@ -26,7 +26,7 @@ from urllib.request import Request, urlopen
 from .core import pick_device, resize, rng, save_json, to_bytes, to_float, whole_file
 from .phantom import CLASSES, make_phantoms
 
-# %% ../nbs/02_data.ipynb #dfdbffd2
+# %% ../nbs/02_data.ipynb #b338ca96
 @dataclass(eq=False, repr=False)
 class _Films:
     "The columns of an `ImageSet`, and the check that they fit together."
@@ -50,21 +50,22 @@ class _Films:
         for k in ('labels', 'groups', 'files', 'splits', 'info'):
             if len(getattr(self, k)) != n: raise ValueError(f'{k}: found {len(getattr(self, k))}, expected {n}, one for each image')
         if n and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
-            raise ValueError(f'labels run from {int(self.labels.min())} to {int(self.labels.max())}, expected 0 to {len(self.classes)-1}: one of {self.classes}')
+            raise ValueError(f'labels run from {int(self.labels.min())} to {int(self.labels.max())}, expected 0 to {len(self.classes)-1}, of {self.classes}')
 
-# %% ../nbs/02_data.ipynb #6ded8d1f
+# %% ../nbs/02_data.ipynb #5451f7d3
 class ImageSet(_Films):
     "Films in memory, with what is known about each of them."
     size = property(lambda self: self.images.shape[-1], doc='side of the films, in pixels')
     channels = property(lambda self: self.images.shape[1], doc='1 for grey, 3 for colour')
     n_classes = property(lambda self: len(self.classes), doc='number of classes, with or without films')
     def __len__(self): return len(self.images)
-    def __repr__(self): return f"ImageSet({len(self)} x {'x'.join(map(str, self.images.shape[1:]))}; {', '.join(f'{k} {v}' for k, v in self.counts().items())})"
+    def __repr__(self): return f"ImageSet({' x '.join(map(str, self.images.shape))}; {_listed(self.counts())})"
     def counts(self): return dict(zip(self.classes, torch.bincount(self.labels, minlength=self.n_classes).tolist()))
     def __getitem__(self, idx):
         if isinstance(idx, (int, np.integer)): return self.images[idx], int(self.labels[idx])
         idx = _as_index(idx, len(self)); at = idx.tolist()
-        return replace(self, images=self.images[idx], labels=self.labels[idx], **{k: [getattr(self, k)[i] for i in at] for k in ('groups', 'files', 'splits', 'info')})
+        columns = {k: [getattr(self, k)[i] for i in at] for k in ('groups', 'files', 'splits', 'info')}
+        return replace(self, images=self.images[idx], labels=self.labels[idx], **columns)
     def resized(self, size): return replace(self, images=resize(self.images, size))
     def part(self, split): return self[[i for i, p in enumerate(self.splits) if p == split]]
     def only(self, classes): return _only(self, classes)
@@ -73,19 +74,25 @@ class ImageSet(_Films):
     @classmethod
     def concat(cls, *sets): return _concat(sets)
 
+# %% ../nbs/02_data.ipynb #5aedaa22
 def _as_index(idx, n):
     "Anything that picks films -> long tensor of positions."
     if isinstance(idx, slice): return torch.arange(n)[idx] if (idx.step or 1) > 0 else torch.tensor(range(n)[idx], dtype=torch.long)
     idx = torch.as_tensor(idx).cpu()
     if idx.dtype == torch.bool and idx.shape != (n,): raise IndexError(f'mask of shape {tuple(idx.shape)}, expected ({n},)')
     idx = idx.nonzero()[:, 0] if idx.dtype == torch.bool else idx.long().reshape(-1)
-    if len(idx) and not (-n <= int(idx.min()) and int(idx.max()) < n): raise IndexError(f'found index {int(idx.max())} (least {int(idx.min())}), expected -{n} to {n-1}')
+    lo, hi = (int(idx.min()), int(idx.max())) if len(idx) else (0, -1)
+    if lo < -n or hi >= n: raise IndexError(f'found positions from {lo} to {hi}, expected -{n} to {n-1}')
     return idx % max(n, 1)
 
-# %% ../nbs/02_data.ipynb #a17fbc23
+# %% ../nbs/02_data.ipynb #3e8f139f
 def _key(name):
     "How names are compared: case, blanks, hyphens and underscores do not count."
     return re.sub(r'[\s_\-]+', '', str(name)).lower()
+
+def _listed(counts):
+    "Counts in words."
+    return ', '.join(f'{k} {n}' for k, n in counts.items())
 
 def _find_classes(wanted, have):
     "Position of each wanted class among `have`. Raises ValueError naming what there is."
@@ -102,16 +109,19 @@ def _only(s, classes):
     kept = s[new[s.labels] >= 0]
     return replace(kept, labels=new[kept.labels], classes=[s.classes[i] for i in at])
 
+# %% ../nbs/02_data.ipynb #4adb4040
 def _concat(sets):
     "Join sets of one film shape; classes are matched by name, new ones are added at the end."
-    if len({tuple(s.images.shape[1:]) for s in sets}) != 1: raise ValueError(f'found films of shapes {sorted({tuple(s.images.shape[1:]) for s in sets})}, expected one shape: use .resized(size)')
+    shapes = {tuple(s.images.shape[1:]) for s in sets}
+    if len(shapes) != 1: raise ValueError(f'found films of shapes {sorted(shapes)}, expected one shape: use .resized(size)')
     classes = []
     for c in (c for s in sets for c in s.classes): classes += [c] if _key(c) not in map(_key, classes) else []
     labels = torch.cat([torch.tensor(_find_classes(s.classes, classes), dtype=torch.long)[s.labels] for s in sets])
     cols = {k: [v for s in sets for v in getattr(s, k)] for k in ('groups', 'files', 'splits', 'info')}
-    return ImageSet(torch.cat([s.images for s in sets]), labels, classes, root=sets[0].root, skipped=list(dict.fromkeys(f for s in sets for f in s.skipped)), **cols)
+    skipped = list(dict.fromkeys(f for s in sets for f in s.skipped)) # parts of one set share their list
+    return ImageSet(torch.cat([s.images for s in sets]), labels, classes, root=sets[0].root, skipped=skipped, **cols)
 
-# %% ../nbs/02_data.ipynb #88eb29c0
+# %% ../nbs/02_data.ipynb #2e2f5061
 def phantom_set(
     n:int, # how many
     size:int=128, # side, in pixels
@@ -120,11 +130,11 @@ def phantom_set(
 )->ImageSet:
     "Phantoms as an `ImageSet`, each its own patient."
     p = make_phantoms(n, size=size, labels=labels, seed=seed)
-    names = [f'phantom-{seed}-{i:05d}' for i in range(n)]
+    files, patients = ([f'phantom-{seed}-{i:05d}{end}' for i in range(n)] for end in ('.png', ''))
     info = [dict(width=size, height=size, mode='L', bytes=size*size, format='phantom') for _ in range(n)]
-    return ImageSet(p.images, p.labels, list(CLASSES), names, names, info=info, root='phantom')
+    return ImageSet(p.images, p.labels, list(CLASSES), patients, files, info=info, root='phantom')
 
-# %% ../nbs/02_data.ipynb #4b39423e
+# %% ../nbs/02_data.ipynb #d4e6b936
 def show_counts(
     s:ImageSet, # any set
     title:str=None, # stands above
@@ -137,10 +147,11 @@ def show_counts(
         n = np.bincount(s.part(p).labels.numpy(), minlength=s.n_classes)
         ax.barh(range(s.n_classes), n, left=left, label=p or 'all'); left += n
     ax.set_yticks(range(s.n_classes), s.classes); ax.invert_yaxis(); ax.set_xlabel('films')
-    if len(set(s.splits)) > 1: ax.legend(fontsize=7)
+    if len(set(s.splits)) > 1: ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5), frameon=False)
     if title: ax.set_title(title, fontsize=9)
     return ax
 
+# %% ../nbs/02_data.ipynb #fdbc28ea
 def show_sizes(
     s:ImageSet, # a set whose `info` has width and height
     ax=None, # draw here instead of in a new figure
@@ -150,7 +161,8 @@ def show_sizes(
     for k, name in enumerate(s.classes):
         at = [d for d, y in zip(s.info, s.labels.tolist()) if y == k and 'width' in d]
         ax.scatter([d['width'] for d in at], [d['height'] for d in at], s=6, alpha=.5, label=name)
-    ax.set_xlabel('width, pixels'); ax.set_ylabel('height, pixels'); ax.legend(fontsize=7); ax.grid(alpha=.25)
+    ax.set_xlabel('width, pixels'); ax.set_ylabel('height, pixels')
+    ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5), frameon=False); ax.grid(alpha=.25)
     return ax
 
 # %% ../nbs/02_data.ipynb #0b3ae557
@@ -218,7 +230,7 @@ def _plain(im, channels):
     if im.mode not in ('1', 'L', 'RGB'): im = im.convert('RGB')
     return im.convert('L' if channels == 1 else 'RGB')
 
-# %% ../nbs/02_data.ipynb #5bfe690b
+# %% ../nbs/02_data.ipynb #2e6d5964
 def _fit(im, size, fit):
     "A plain picture -> float array (size,size) or (size,size,3), antialiased."
     if fit == 'squash': return np.asarray(im.resize((size, size), Image.BILINEAR, reducing_gap=3.), dtype=np.float32)
@@ -231,6 +243,7 @@ def _fit(im, size, fit):
     sheet[top:top+h, left:left+w] = np.asarray(im.resize((w, h), Image.BILINEAR, reducing_gap=3.), dtype=np.float32)
     return sheet
 
+# %% ../nbs/02_data.ipynb #24aec0bf
 def _open(path, size, channels):
     "One picture file -> (plain picture, what the file was)."
     Image.init()
@@ -243,6 +256,7 @@ def _open(path, size, channels):
         if im.getexif().get(274, 1) >= 5: info.update(width=h, height=w)
         return _plain(turned, channels), info
 
+# %% ../nbs/02_data.ipynb #0dd7e398
 def _is_dicom(path):
     with open(path, 'rb') as f: return f.read(132)[128:] == b'DICM'
 
@@ -281,7 +295,7 @@ def _open_dicom(path):
     if ds.PhotometricInterpretation == 'MONOCHROME1': im = Image.fromarray(255-np.asarray(im))
     return im, info
 
-# %% ../nbs/02_data.ipynb #894dbf7d
+# %% ../nbs/02_data.ipynb #76887ba7
 _READER = 1 # raise it whenever decoding changes: it is part of the key
 
 def cache_folder(
@@ -296,6 +310,7 @@ def _cache_key(root, rels, *how):
     text = json.dumps([_READER, how, [(str(r), *stamp(root/r)) for r in rels]])
     return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:32]
 
+# %% ../nbs/02_data.ipynb #8be7a936
 def _load_cache(file, n, shape):
     "(images, info, bad) from a cache file, or None when there is none that can be trusted."
     if not file.exists(): return None
@@ -310,9 +325,10 @@ def _load_cache(file, n, shape):
 def _save_cache(file, images, info, bad):
     try:
         with whole_file(file) as tmp: np.savez(tmp, images=images, meta=np.frombuffer(json.dumps(dict(info=info, bad=bad)).encode(), np.uint8))
-    except OSError as e: warnings.warn(f'{file.parent} cannot be written ({e.strerror}), so the films will be decoded again next time; give cache=FOLDER, or cache=False')
+    except OSError as e:
+        warnings.warn(f'{file.parent} cannot be written ({e.strerror}), so the films will be decoded again next time; give cache=FOLDER, or cache=False')
 
-# %% ../nbs/02_data.ipynb #f12cf2fd
+# %% ../nbs/02_data.ipynb #9b6a4fba
 def _decode_all(root, rels, size, channels, fit, workers, progress):
     "Decode in threads -> (images (n,c,size,size), info, {position: reason})."
     images, info, bad = np.zeros((len(rels), channels, size, size), np.uint8), [{}]*len(rels), {}
@@ -325,6 +341,7 @@ def _decode_all(root, rels, size, channels, fit, workers, progress):
         for _ in _bar(pool.map(work, range(len(rels))), len(rels), progress): pass
     return images, info, dict(sorted(bad.items()))
 
+# %% ../nbs/02_data.ipynb #97b9d464
 def _reason(e, root):
     "One line that says what is wrong with a file, without the path before it."
     if isinstance(e, Image.UnidentifiedImageError): return 'not an image'
@@ -341,8 +358,9 @@ def _bar(it, n, show):
 
 def _refuse(root, bad):
     "Raise ValueError with the first ten files that are not films."
-    lines = '\n'.join(f'  {f}: {why}' for f, why in bad[:10]) + (f'\n  ... and {len(bad)-10} more' if len(bad) > 10 else '')
-    raise ValueError(f"{len(bad)} file{'s' if len(bad) > 1 else ''} in {root} cannot be read as films:\n{lines}\nRepair or remove them, or give on_error='skip' to go on without them.")
+    lines = [f'  {f}: {why}' for f, why in bad[:10]] + [f'  ... and {len(bad)-10} more']*(len(bad) > 10)
+    raise ValueError('\n'.join([f"{len(bad)} file{'s'*(len(bad) > 1)} in {root} cannot be read as films:", *lines,
+        "Repair or remove them, or give on_error='skip' to go on without them."]))
 
 # %% ../nbs/02_data.ipynb #7eb02061
 def _metadata(root):
@@ -391,11 +409,13 @@ def read_images(
     places = _survey(root, classes, aetiology)
     return _read_places(root, places, size, channels, classes, on_error, cache, workers, progress, fit)
 
-# %% ../nbs/02_data.ipynb #54becee4
+# %% ../nbs/02_data.ipynb #6329cc1f
+_CAUSES = dict(bacteria='bacterial', virus='viral') # in Kermany's file names
+
 def _survey(root, classes=None, aetiology=None):
     "Every film of a folder as (path, split, class, group, metadata); loose ones and notes have class None."
     rels, notes = _walk(root)
-    if not rels: raise ValueError(f"found no films in {root}{f' ({len(notes)} other files)' if notes else ''}, expected images in folders named after their class")
+    if not rels: raise ValueError(f'found no films in {root} ({len(notes)} other files), expected images in folders named after their class')
     if aetiology is None: aetiology = bool({_key(c) for c in classes or ()} & {'bacterialpneumonia', 'viralpneumonia'})
     rels = _shallowest(rels)
     rows, places = _metadata(root), _place(rels, classes)
@@ -404,88 +424,102 @@ def _survey(root, classes=None, aetiology=None):
     out, subs = [], defaultdict(set)
     for _, cl, sub in places: subs[cl].add(sub)
     for r, (sp, cl, sub) in zip(rels, places):
-        if len(subs[cl]) == 1: sub = '' # one folder for the whole class says nothing about patients
         row = _row(rows, root, r)
+        sub = sub if len(subs[cl]) > 1 else '' # one folder for the whole class says nothing about patients
         cl = cl or row.get('class') or (here if unnamed else None)
-        if cl and aetiology and _key(cl) == 'pneumonia': cl = 'bacterial_pneumonia' if '_bacteria_' in r.name else 'viral_pneumonia' if '_virus_' in r.name else cl
+        if cl and aetiology and _key(cl) == 'pneumonia': cl = next((f'{v}_pneumonia' for k, v in _CAUSES.items() if f'_{k}_' in r.name), cl)
         group = next((row[k] for k in ('group', 'patient', 'patient_id', 'patientid') if row.get(k)), '') or sub or _patient(r)
-        out.append((r, sp or row.get('split', '') or _SPLITS.get(root.name.lower(), ''), cl, group, {k: v for k, v in row.items() if k not in ('path', 'class', 'split', 'group', 'set')}))
+        split = sp or row.get('split', '') or _SPLITS.get(root.name.lower(), '')
+        out.append((r, split, cl, group, {k: v for k, v in row.items() if k not in ('path', 'class', 'split', 'group', 'set')}))
     inside = {r.parent for r, _, cl, _, _ in out if cl and not unnamed}
     return out + [(r, '', None, '', {}) for r in notes if r.parent in inside]
 
+# %% ../nbs/02_data.ipynb #15c88b0e
 def _shallowest(rels):
     "Drop the second copy of an archive that was packed inside itself (chest_xray/chest_xray/train/... beside chest_xray/train/...)."
     have = set(rels)
     return [r for r in rels if not any(r.parts[i] == r.parts[i+1] and PurePosixPath(*r.parts[:i], *r.parts[i+1:]) in have for i in range(len(r.parts)-1))]
 
-# %% ../nbs/02_data.ipynb #b43aeebb
+# %% ../nbs/02_data.ipynb #db10cbce
 def _read_places(root, places, size, channels, classes, on_error, cache, workers, progress, fit):
     "Decode, or load from the cache, what `_survey` found."
-    bad = [(str(r), 'lies beside the class folders, so its class is unknown' if r.suffix.lower() not in _NOTES else 'not an image') for r, _, cl, _, _ in places if cl is None]
+    why = {False: 'lies beside the class folders, so its class is unknown', True: 'not an image'}
+    bad = [(str(r), why[r.suffix.lower() in _NOTES]) for r, _, cl, _, _ in places if cl is None]
     if bad and on_error == 'raise': _refuse(root, bad)
     places = [p for p in places if p[2] is not None]
     names = sorted({_key(p[2]): p[2] for p in reversed(places)}.values(), key=_key)
     if classes is not None: names = [names[i] for i in _find_classes(classes, names)]
-    label = {_key(c): i for i, c in enumerate(names)}
-    places = [p for p in places if _key(p[2]) in label]
+    places = [p for p in places if _key(p[2]) in {_key(c) for c in names}]
     rels = [p[0] for p in places]
     file = None if cache is False else cache_folder(cache)/f'{_cache_key(root, rels, size, channels, fit)}.npz'
     found = file and _load_cache(file, len(rels), (channels, size, size))
     images, info, broken = found or _decode_all(root, rels, size, channels, fit, workers, progress)
     if broken and on_error == 'raise': _refuse(root, [(str(rels[i]), why) for i, why in broken.items()])
     if file and not found: _save_cache(file, images, info, broken)
-    keep = [i for i in range(len(rels)) if i not in broken]
-    if not keep: raise ValueError(f'none of the {len(rels)} files in {root} can be read as a film; the first: {rels[0]}: {broken[0]}')
-    info = [dict(info[i]) for i in keep]
-    groups = [places[i][3] or d.pop('group', '') or str(rels[i]) for i, d in zip(keep, info)]
-    s = ImageSet(torch.from_numpy(images if len(keep) == len(rels) else images[keep]), [label[_key(places[i][2])] for i in keep], names, groups, [str(rels[i]) for i in keep],
-        [places[i][1] for i in keep], [dict(d, **places[i][4]) for i, d in zip(keep, info)], bad+[(str(rels[i]), why) for i, why in broken.items()], str(root))
+    if len(broken) == len(rels): raise ValueError(f'none of the {len(rels)} files in {root} can be read as a film; the first: {rels[0]}: {broken[0]}')
+    s = _gather(root, places, images, info, broken, names, bad)
     for why in _layout_warnings(s): warnings.warn(why)
     return s
+
+def _gather(root, places, images, info, broken, names, bad):
+    "Decoded films and what their paths say -> ImageSet."
+    keep = [i for i in range(len(places)) if i not in broken]
+    rels, splits, labels, groups, rows = zip(*(places[i] for i in keep))
+    info = [dict(info[i]) for i in keep]
+    groups = [g or d.pop('group', '') or str(r) for g, d, r in zip(groups, info, rels)]
+    keys = [_key(c) for c in names]
+    return ImageSet(torch.from_numpy(images if len(keep) == len(images) else images[keep]), [keys.index(_key(c)) for c in labels], names, groups,
+        [str(r) for r in rels], splits, [{**d, **row} for d, row in zip(info, rows)], bad+[(str(places[i][0]), why) for i, why in broken.items()], str(root))
 
 def _layout_warnings(s):
     "What a reader should be told at once."
     if s.n_classes == 1: yield f'{Path(s.root).name}: one class only, {s.classes[0]!r}; a conditional model needs films in a folder for each class'
     if s.skipped: yield f'{len(s.skipped)} files were skipped; see .skipped'
 
-# %% ../nbs/02_data.ipynb #3f0d5dcb
+# %% ../nbs/02_data.ipynb #a3b5fdfd
 _NPZ_CLASSES = dict(pneumoniamnist=['normal', 'pneumonia'])
 
 def _read_npz(file, size, channels, classes):
     "A MedMNIST archive -> ImageSet."
     try:
         with np.load(file, allow_pickle=False) as z: arrays = {k: z[k] for k in z.files}
-    except Exception as e: raise ValueError(f'{file}: not a whole .npz of plain numbers ({type(e).__name__}: {e}); expected a MedMNIST file, download it again') from e
+    except Exception as e: raise ValueError(f'{file}: not a whole .npz of plain numbers ({e}); expected a MedMNIST file, download it again') from e
     parts = [p for p in ('train', 'val', 'test') if f'{p}_images' in arrays and f'{p}_labels' in arrays]
     if not parts: raise ValueError(f"{file}: found {sorted(arrays)}, expected '{{train,val,test}}_images' and '_labels' as in MedMNIST")
     sets = []
     for p in parts:
         x, y = arrays[f'{p}_images'], arrays[f'{p}_labels']
-        if y.ndim == 2 and y.shape[1] > 1: raise ValueError(f'{file}: found {y.shape[1]} labels for each image, expected one: multi-label sets cannot condition a model here')
-        if x.dtype != np.uint8 or x.ndim not in (3, 4): raise ValueError(f'{file}: found {x.dtype} of shape {x.shape}, expected uint8 (n,h,w) or (n,h,w,3)')
-        sets.append((p, _channels(torch.from_numpy(x), channels), torch.from_numpy(y.astype(np.int64).reshape(-1))))
+        if y.ndim == 2 and y.shape[1] > 1: raise ValueError(f'{file}: found {y.shape[1]} labels for each image, expected one')
+        if x.dtype != np.uint8 or x.ndim not in (3, 4): raise ValueError(f'{file}: found {x.dtype} {x.shape}, expected uint8 (n,h,w) or (n,h,w,3)')
+        sets.append((p, x, torch.from_numpy(y.astype(np.int64).reshape(-1))))
     n = max(int(y.max()) for *_, y in sets)+1
     names = _NPZ_CLASSES.get(file.stem.split('_')[0].lower(), [f'class_{i}' for i in range(n)])
-    done = [ImageSet(resize(x, size), y, names, files=[f'{p}/{i:06d}' for i in range(len(x))], splits=[p]*len(x), root=str(file),
-        info=[dict(width=x.shape[-1], height=x.shape[-2], mode='L' if arrays[f'{p}_images'].ndim == 3 else 'RGB', bytes=x[0].numel(), format='NPZ') for _ in x]) for p, x, y in sets]
+    done = []
+    for p, x, y in sets:
+        info = dict(width=x.shape[2], height=x.shape[1], mode='L' if x.ndim == 3 else 'RGB', bytes=x[0].size, format='NPZ')
+        films = resize(_channels(torch.from_numpy(x), channels), size)
+        done.append(ImageSet(films, y, names, files=[f'{p}/{i:06d}' for i in range(len(x))], splits=[p]*len(x), info=[dict(info) for _ in x], root=str(file)))
     s = ImageSet.concat(*done)
     return s if classes is None else s.only(classes)
 
+# %% ../nbs/02_data.ipynb #1ba4a85a
 def _channels(x, channels):
     "Stored pictures (n,h,w) or (n,h,w,3) -> (n,channels,h,w)."
     if x.dim() == 3: return x[:, None].expand(-1, channels, -1, -1)
     if channels == 3: return x.permute(0, 3, 1, 2)
     return torch.cat([(p.float() @ torch.tensor([.299, .587, .114])).round().to(torch.uint8) for p in x.split(1024)])[:, None]
 
-# %% ../nbs/02_data.ipynb #fccea9bc
+# %% ../nbs/02_data.ipynb #139b39f5
 def _groups_of(s, seed):
     "Groups in random order, each as (name, positions, films of each class)."
     at = defaultdict(list)
     for i, g in enumerate(s.groups): at[g].append(i)
     names = sorted(at)
     labels = s.labels.numpy()
-    return [(names[i], at[names[i]], np.bincount(labels[at[names[i]]], minlength=s.n_classes)) for i in torch.randperm(len(names), generator=rng(seed)).tolist()]
+    mixed = [names[i] for i in torch.randperm(len(names), generator=rng(seed)).tolist()]
+    return [(g, at[g], np.bincount(labels[at[g]], minlength=s.n_classes)) for g in mixed]
 
+# %% ../nbs/02_data.ipynb #0bcc612a
 def split_set(
     s:ImageSet, # films of every class
     test:float=.2, # part of each class that goes to the second set
@@ -496,7 +530,9 @@ def split_set(
     groups = _groups_of(s, seed)
     spread = sum((c > 0).astype(int) for *_, c in groups) if groups else np.zeros(s.n_classes, int)
     for name, n, k in zip(s.classes, s.counts().values(), spread.tolist()):
-        if k < 2: raise ValueError(f"class {name!r} has {n} film{'s'*(n != 1)} in {k} group{'s'*(k != 1)}, expected at least 2 groups to divide: add films, or leave the class out with .only(...)")
+        if k > 1: continue
+        found = f"{n} film{'s'*(n != 1)} in {k} group{'s'*(k != 1)}"
+        raise ValueError(f'class {name!r} has {found}, expected at least 2 groups to divide: add films, or leave the class out with .only(...)')
     total = np.array(list(s.counts().values()))
     goal, taken, left, picked = np.maximum(total*test, 1), np.zeros(s.n_classes), spread.copy(), []
     for _, at, c in groups:
@@ -509,7 +545,7 @@ def split_set(
     mask = torch.zeros(len(s), dtype=torch.bool); mask[[i for at in picked for i in at]] = True
     return tuple(replace(p, splits=[name]*len(p)) for p, name in ((s[~mask], 'train'), (s[mask], 'test')))
 
-# %% ../nbs/02_data.ipynb #00c0c060
+# %% ../nbs/02_data.ipynb #40076776
 _S0 = (('covid', 1027, 115), ('normal', 1206, 134), ('viral', 1210, 134)) # start of the class name, films to train, films to test
 
 def _number(file):
@@ -523,6 +559,7 @@ def _starting(s, start):
     if len(at) != 1: raise ValueError(f"found {[s.classes[i] for i in at] or 'no'} class starting with {start!r} among {s.classes}, expected one")
     return at[0]
 
+# %% ../nbs/02_data.ipynb #3c7fd458
 def s0_split(
     s:ImageSet, # the COVID-19 Radiography Database
 )->tuple: # (train 3443, test 383), classes covid, normal, viral pneumonia
@@ -532,23 +569,25 @@ def s0_split(
         k = _starting(s, start)
         at = sorted((n, i) for i, n in enumerate(numbers) if n and int(s.labels[i]) == k and n <= n_train+n_test)
         if [n for n, _ in at] != list(range(1, n_train+n_test+1)):
-            raise ValueError(f'S0 needs each of {s.classes[k]!r} 1 to {n_train+n_test}, as in "COVID-19 (1).png" or "COVID-1.png": found {len(at)} files, {len({n for n, _ in at})} of these numbers')
+            found = f'found {len(at)} files, {len({n for n, _ in at})} of these numbers'
+            raise ValueError(f'S0 needs each of {s.classes[k]!r} 1 to {n_train+n_test}, as in "COVID-19 (1).png" or "COVID-1.png": {found}')
         sides[0].extend(i for _, i in at[:n_train]); sides[1].extend(i for _, i in at[n_train:])
     names = [s.classes[_starting(s, start)] for start, *_ in _S0]
     return tuple(replace(p, splits=[name]*len(p)) for p, name in zip((s[side].only(names) for side in sides), ('train', 'test')))
 
-# %% ../nbs/02_data.ipynb #685b5c78
+# %% ../nbs/02_data.ipynb #bd2e7278
 def _draw_exact(s, wanted, seed):
     "Positions for each set of numbers per class in `wanted`, group-disjoint. Raises ValueError when they cannot be met."
     have, need = np.array(list(s.counts().values())), np.sum(wanted, 0)
-    if (have < need).any(): raise ValueError(f"found {', '.join(f'{k} {n}' for k, n in s.counts().items())}, expected at least {', '.join(f'{k} {n}' for k, n in zip(s.classes, need))}")
+    if (have < need).any(): raise ValueError(f'found {_listed(s.counts())}, expected at least {_listed(dict(zip(s.classes, need)))}')
     left, picked = [np.array(w) for w in wanted], [[] for _ in wanted]
     for _, at, c in _groups_of(s, seed):
         j = next((j for j in np.argsort([w.sum() for w in left], kind='stable') if (c <= left[j]).all()), None) # the set that lacks least is filled first
         if j is not None: left[j] -= c; picked[j] += at
-    if any(w.any() for w in left): raise ValueError(f'whole groups do not add up to {[list(map(int, w)) for w in wanted]}, {[list(map(int, w)) for w in left]} short: try another seed')
+    if any(w.any() for w in left): raise ValueError(f'whole groups do not add up to {wanted} films: {np.stack(left).tolist()} short; try another seed')
     return [sorted(p) for p in picked]
 
+# %% ../nbs/02_data.ipynb #eb7cdcab
 def s1_split(
     s:ImageSet, # with a class starting with covid and one with normal
     seed:int=0, # which films
@@ -558,18 +597,19 @@ def s1_split(
     train, valid = _draw_exact(s, [(331, 601), (72, 120)], seed)
     return replace(s[train], splits=['train']*len(train)), replace(s[valid], splits=['val']*len(valid))
 
-# %% ../nbs/02_data.ipynb #dd992b86
+# %% ../nbs/02_data.ipynb #d9af3353
 def _similar(s, need):
     "Positions of films of similar size, from the narrowest window that leaves `need` of each class."
     w, h, b = (np.array([d.get(k, 0) for d in s.info], float) for k in ('width', 'height', 'bytes'))
     if not (w*h*b).all(): raise ValueError('found films without width, height and bytes in .info, expected a set from read_images')
     sizes = Counter(zip(w, h)); top = max(sizes.values())
-    w0, h0 = min((abs(a*c-np.median(w*h)), a, c) for (a, c), k in sizes.items() if k == top)[1:] # the most frequent size; of several, the one nearest the median
+    w0, h0 = min((abs(a*c-np.median(w*h)), a, c) for (a, c), k in sizes.items() if k == top)[1:] # most frequent; of several, nearest the median
     for step in range(1000):
         near = (np.abs(w/w0-1) <= .2+.05*step) & (np.abs(h/h0-1) <= .2+.05*step) & (np.abs(b-50_000) <= 15_000+5_000*step)
         if (np.bincount(s.labels.numpy()[near], minlength=s.n_classes) >= need).all(): return np.flatnonzero(near)
     return np.arange(len(s))
 
+# %% ../nbs/02_data.ipynb #c21ec088
 def s3_subset(
     s:ImageSet, # with a class starting with normal and one with bacterial (read Kermany's set with aetiology=True)
     seed:int=0, # which films
@@ -588,6 +628,7 @@ def s3_subset(
     if manifest is not None: _write_manifest(out, manifest)
     return out
 
+# %% ../nbs/02_data.ipynb #02076111
 def _write_manifest(s, path):
     "A line per film."
     with whole_file(path) as tmp, open(tmp, 'w', newline='', encoding='utf-8') as f:
@@ -620,7 +661,7 @@ class _Order:
             self._order, self.position = order, i+1
             yield order[i*self.bs:(i+1)*self.bs]
 
-# %% ../nbs/02_data.ipynb #2120d32e
+# %% ../nbs/02_data.ipynb #ee26e99c
 class _Saved(_Order):
     def state_dict(self):
         "Tensors and numbers from which the order goes on."
@@ -630,9 +671,11 @@ class _Saved(_Order):
     def load_state_dict(self, state):
         "Go on where `state_dict` was taken: the next batch is the one that would have come."
         for k in ('n', 'bs'):
-            if int(state[k]) != getattr(self, k): raise ValueError(f'{k}: the state was saved with {int(state[k])}, this loader has {getattr(self, k)}; use the same films and batch size')
+            if int(state[k]) == getattr(self, k): continue
+            raise ValueError(f'{k}: the state was saved with {int(state[k])}, this loader has {getattr(self, k)}; use the same films and batch size')
         self._rng.set_state(state['rng'].cpu())
-        self._order, self.position, self._resumed = state['order'].cpu().clone() if len(state['order']) else None, int(state['position']), len(state['order']) > 0
+        self._resumed, self.position = len(state['order']) > 0, int(state['position'])
+        self._order = state['order'].cpu().clone() if self._resumed else None
 
 # %% ../nbs/02_data.ipynb #0f2821be
 class ResidentLoader(_Saved):
@@ -690,7 +733,7 @@ def _show_results(self, b, out, max_n=9, **kwargs):
 
 ResidentLoader.new, ResidentLoader.vocab, ResidentLoader.show_batch, ResidentLoader.show_results = _new, property(_vocab), _show_batch, _show_results
 
-# %% ../nbs/02_data.ipynb #ee3ae9a0
+# %% ../nbs/02_data.ipynb #8df8db32
 def resident_loaders(
     train:ImageSet, # films to learn from
     valid:ImageSet=None, # films to check on, in order; None checks on the training films
@@ -704,9 +747,10 @@ def resident_loaders(
     "fastai `DataLoaders` over films in memory, with `.vocab`, `.classes` and `show_batch`. Raises ValueError when the classes of the two differ."
     from fastai.data.core import DataLoaders
     valid = train if valid is None else valid
-    if valid.classes != train.classes: raise ValueError(f'found classes {train.classes} to train and {valid.classes} to validate, expected the same: use .only(...)')
+    if valid.classes != train.classes: raise ValueError(f'found classes {train.classes} and {valid.classes}, expected the same: use .only(...)')
     device = pick_device(device)
-    return DataLoaders(ResidentLoader(train, bs, True, drop_last, device, value_range, seed), ResidentLoader(valid, bs, False, False, device, value_range, seed), path=path, device=device)
+    how = dict(bs=bs, device=device, value_range=value_range, seed=seed)
+    return DataLoaders(ResidentLoader(train, drop_last=drop_last, **how), ResidentLoader(valid, shuffle=False, **how), path=path, device=device)
 
 # %% ../nbs/02_data.ipynb #f88f9df2
 def cramers_v(
@@ -720,7 +764,7 @@ def cramers_v(
     expected = table.sum(1, keepdims=True)*table.sum(0)/table.sum()
     return float(np.sqrt(((table-expected)**2/expected).sum()/table.sum()/(min(table.shape)-1)))
 
-# %% ../nbs/02_data.ipynb #87ca9fb4
+# %% ../nbs/02_data.ipynb #f80f59e2
 @dataclass
 class DataCard:
     "What there is to know of an `ImageSet`; `str` of it is the card."
@@ -734,17 +778,20 @@ class DataCard:
     warnings:list # what should worry the reader
 
     def __str__(self):
-        splits = sorted({p for c in self.counts.values() for p in c}, key=lambda p: ('train', 'val', 'test', '').index(p) if p in ('train', 'val', 'test', '') else 9)
-        w = max(map(len, [*self.counts, 'class']))
-        lines = [f'{self.title}: {self.shape[0]} films, {self.shape[1]} x {self.shape[2]} x {self.shape[3]} bytes each', '']
-        lines += [f"  {'class':{w}}" + ''.join(f'{p or "films":>8}' for p in splits) + (f"{'all':>8}" if len(splits) > 1 else '')]
-        lines += [f'  {k:{w}}' + ''.join(f'{c.get(p, 0):8}' for p in splits) + (f'{sum(c.values()):8}' if len(splits) > 1 else '') for k, c in self.counts.items()]
+        splits = [p for p in ('train', 'val', 'test', '') if any(p in c for c in self.counts.values())]
+        splits += sorted({p for c in self.counts.values() for p in c}-set(splits))
+        w, many = max(map(len, [*self.counts, 'class'])), len(splits) > 1
+        lines = [f"{self.title}: {self.shape[0]} films, {' x '.join(map(str, self.shape[1:]))} bytes each", '']
+        lines += [f"  {'class':{w}}" + ''.join(f'{p or "films":>8}' for p in splits) + f"{'all':>8}"*many]
+        lines += [f'  {k:{w}}' + ''.join(f'{c.get(p, 0):8}' for p in splits) + f'{sum(c.values()):8}'*many for k, c in self.counts.items()]
         lines += ['', f"  groups: {self.groups}" + ('' if self.patients_known else ' (every film its own: patients unknown)')]
-        for k, c in self.columns.items(): lines.append(f"  {k}: {', '.join(f'{v} ({n})' for v, n in c.most_common(4))}{f', and {len(c)-4} more' if len(c) > 4 else ''}")
+        for k, c in self.columns.items():
+            more = f', and {len(c)-4} more'*(len(c) > 4)
+            lines.append(f"  {k}: {', '.join(f'{v} ({n})' for v, n in c.most_common(4))}{more}")
         if self.skipped: lines.append(f'  skipped: {self.skipped} files')
         return '\n'.join(lines + ([''] + [f'  ! {w}' for w in self.warnings] if self.warnings else []))
 
-# %% ../nbs/02_data.ipynb #56056d33
+# %% ../nbs/02_data.ipynb #f3681ac5
 def _columns(s):
     "Columns that say where a film comes from -> one value per film."
     cols = {'size': [f"{d['width']}x{d['height']}" if 'width' in d else '?' for d in s.info]}
@@ -761,37 +808,41 @@ def _coarse(values):
     area = np.array([math.prod(map(int, v.split('x'))) if 'x' in v else 0 for v in values])
     return np.searchsorted(np.quantile(area, [.25, .5, .75]), area)
 
+# %% ../nbs/02_data.ipynb #9c2d4a37
 def _warnings(s, cols):
     "What should worry the reader."
-    have = {k: n for k, n in s.counts().items()}
-    empty, few = [k for k, n in have.items() if n == 0], min(have.values(), default=0)
+    have = s.counts(); most, least = max(have, key=have.get), min(have, key=have.get)
+    empty = [k for k, n in have.items() if n == 0]
     if s.n_classes == 1: yield 'one class only'
     if empty: yield f"no films of {', '.join(empty)}"
-    if few and max(have.values()) >= 3*few: yield f'classes are uneven: {max(have, key=have.get)} has {max(have.values())/few:.1f} times the films of {min(have, key=have.get)}'
+    if have[least] and have[most] >= 3*have[least]: yield f'classes are uneven: {most} has {have[most]/have[least]:.1f} times the films of {least}'
     if s.groups == s.files: yield 'patients are unknown: two films of one patient may stand on two sides of a split'
     sides = defaultdict(set)
     for g, p in zip(s.groups, s.splits): sides[g].add(p)
     crossing = sum(len(p) > 1 for p in sides.values())
-    if crossing: yield f"{crossing} group{'s' if crossing > 1 else ''} cross the splits: the test is not on unseen patients"
+    if crossing: yield f"{crossing} group{'s cross' if crossing > 1 else ' crosses'} the splits: the test is not on unseen patients"
     for k, v in cols.items():
         v = cramers_v(s.labels.tolist(), _coarse(v) if k == 'size' else v)
         if v >= .5: yield f"{k} goes with the class (Cramér's V {v:.2f}): a model can read it instead of the disease"
     seen = defaultdict(list)
     for i, x in enumerate(s.images): seen[hashlib.sha1(x.numpy().tobytes()).digest()].append(i)
     twins = [v for v in seen.values() if len(v) > 1]
-    if twins: yield f"{sum(len(v)-1 for v in twins)} films are exact copies of others ({sum(len({s.splits[i] for i in v}) > 1 for v in twins)} of them across splits)"
-    if s.skipped: yield f'{len(s.skipped)} files could not be read; see .skipped'
+    copies, across = sum(len(v)-1 for v in twins), sum(len({s.splits[i] for i in v}) > 1 for v in twins)
+    if copies: yield f"{copies} exact cop{'ies of other films' if copies > 1 else 'y of another film'} ({across} across splits)"
+    if s.skipped: yield f"{len(s.skipped)} file{'s' if len(s.skipped) > 1 else ''} could not be read; see .skipped"
 
+# %% ../nbs/02_data.ipynb #8d31cad9
 def data_card(
     s:ImageSet, # any set
 )->DataCard:
     "The card of a set: counts, sizes, modes, sources, groups, and warnings."
     cols, counts = _columns(s), {k: Counter() for k in s.classes}
     for y, p in zip(s.labels.tolist(), s.splits): counts[s.classes[y]][p] += 1
-    return DataCard(Path(s.root).name or 'films', tuple(s.images.shape), counts, {k: Counter(v) for k, v in cols.items()}, len(set(s.groups)), s.groups != s.files,
+    known = s.groups != s.files
+    return DataCard(Path(s.root).name or 'films', tuple(s.images.shape), counts, {k: Counter(v) for k, v in cols.items()}, len(set(s.groups)), known,
         len(s.skipped), list(_warnings(s, cols)))
 
-# %% ../nbs/02_data.ipynb #76a0f2c2
+# %% ../nbs/02_data.ipynb #df20baef
 @dataclass(frozen=True)
 class Source:
     "Where a public set comes from."
@@ -803,18 +854,23 @@ class Source:
     url:str='' # file, when not from Kaggle
     md5:str='' # of that file
 
-_MNIST = dict(page='https://medmnist.com', licence='CC BY 4.0', cite='Yang et al., Scientific Data 10, 41 (2023); Kermany et al., Cell 172 (2018)', counts=dict(normal=1583, pneumonia=4273))
-_MD5 = {'': '28209eda62fecd6e6a2d98b1501bb15f', '_64': '8f4eceb4ccffa70c672198ea285246c6', '_128': '05b46931834c231683c68f40c47b2971', '_224': 'd6a3c71de1b945ea11211b03746c1fe1'}
+_MNIST = dict(page='https://medmnist.com', licence='CC BY 4.0', cite='Yang et al., Scientific Data 10, 41 (2023); Kermany et al., Cell 172 (2018)',
+    counts=dict(normal=1583, pneumonia=4273))
+_MD5 = {'': '28209eda62fecd6e6a2d98b1501bb15f', '_64': '8f4eceb4ccffa70c672198ea285246c6', # as MedMNIST 3.0.2 publishes them
+    '_128': '05b46931834c231683c68f40c47b2971', '_224': 'd6a3c71de1b945ea11211b03746c1fe1'}
+_ZENODO = 'https://zenodo.org/records/10519652/files'
 DATASETS = dict(
-    radiography=Source('https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database', 'mixed, see the page', 'Chowdhury et al., IEEE Access 8 (2020); Rahman et al., arXiv:2012.02238',
+    radiography=Source('https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database', 'mixed, see the page',
+        'Chowdhury et al., IEEE Access 8 (2020); Rahman et al., arXiv:2012.02238',
         {'COVID': 3616, 'Lung_Opacity': 6012, 'Normal': 10192, 'Viral Pneumonia': 1345}, kaggle='tawsifurrahman/covid19-radiography-database/versions/5'),
-    chest_xray=Source('https://www.kaggle.com/datasets/paultimothymooney/chest-xray-pneumonia', 'CC BY 4.0', 'Kermany, Zhang, Goldbaum 2018, doi:10.17632/rscbjbr9sj',
+    chest_xray=Source('https://www.kaggle.com/datasets/paultimothymooney/chest-xray-pneumonia', 'CC BY 4.0',
+        'Kermany, Zhang, Goldbaum 2018, doi:10.17632/rscbjbr9sj',
         dict(NORMAL=1583, PNEUMONIA=4273), kaggle='paultimothymooney/chest-xray-pneumonia/versions/2'),
     covid19_images=Source('https://www.kaggle.com/datasets/pranavraikokte/covid19-image-dataset', 'CC BY-SA 4.0', 'Raikote, Kaggle 2020',
         {'Covid': 137, 'Normal': 90, 'Viral Pneumonia': 90}, kaggle='pranavraikokte/covid19-image-dataset/versions/2'),
-    **{f'pneumoniamnist{k}': Source(**_MNIST, url=f'https://zenodo.org/records/10519652/files/pneumoniamnist{k}.npz?download=1', md5=v) for k, v in _MD5.items()})
+    **{f'pneumoniamnist{k}': Source(**_MNIST, url=f'{_ZENODO}/pneumoniamnist{k}.npz?download=1', md5=v) for k, v in _MD5.items()})
 
-# %% ../nbs/02_data.ipynb #226293c7
+# %% ../nbs/02_data.ipynb #bed22b31
 def _digest(path, kind):
     with open(path, 'rb') as f:
         h = hashlib.new(kind)
@@ -834,6 +890,7 @@ def _pull(url, part, timeout):
         while block := r.read(1 << 16): f.write(block); done += len(block)
     if total is not None and done < int(total): raise OSError(f'the connection ended after {done} of {total} bytes')
 
+# %% ../nbs/02_data.ipynb #817d4976
 def fetch(
     url:str, # http(s) address
     path, # file to write
@@ -854,31 +911,34 @@ def fetch(
         why = OSError(f'checksum {got}, expected {md5}'); part.unlink()
     raise OSError(f'{url}: {why} ({tries} attempts)') from why
 
-# %% ../nbs/02_data.ipynb #87e6d09f
+# %% ../nbs/02_data.ipynb #8cf000ec
 def check_manifest(
     path, # a folder or a file
 )->int: # files that were verified, or written down
     "Verify SHA-256 sums against `PATH.sha256.json`, or write it when there is none. Raises ValueError naming what differs."
     path = Path(path); note = path.with_name(path.name+'.sha256.json')
     files = [path] if path.is_file() else sorted(f for f in path.rglob('*') if f.is_file())
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: sums = dict(zip((f.relative_to(path).as_posix() for f in files), pool.map(lambda f: _digest(f, 'sha256'), files)))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: digests = list(pool.map(lambda f: _digest(f, 'sha256'), files))
+    sums = {f.relative_to(path).as_posix(): d for f, d in zip(files, digests)}
     if not note.exists():
         try: save_json(sums, note)
         except OSError as e: warnings.warn(f'{note} cannot be written ({e.strerror}): the set will not be verified next time')
         return len(sums)
     old = json.loads(note.read_text(encoding='utf-8'))
-    off = [f'{f} is missing' for f in old if f not in sums] + [f'{f} is new' for f in sums if f not in old] + [f'{f} has changed' for f in old if f in sums and sums[f] != old[f]]
-    if off: raise ValueError(f"{path} is not what was downloaded: {'; '.join(off[:10])}{f' and {len(off)-10} more' if len(off) > 10 else ''}. Delete it (or {note.name}, if the change is meant) and download again")
+    off = [f'{f} is missing' for f in old if f not in sums] + [f'{f} is new' for f in sums if f not in old]
+    off += [f'{f} has changed' for f in old if sums.get(f, old[f]) != old[f]]
+    what = '; '.join(off[:10]) + f' and {len(off)-10} more'*(len(off) > 10)
+    if off: raise ValueError(f'{path} is not what was downloaded: {what}. Delete it (or {note.name}, if the change is meant) and download again')
     return len(sums)
 
+# %% ../nbs/02_data.ipynb #a1f80834
 def _by_hand(name, src, folder):
-    got = src.url or src.page
-    return f"""{name} could not be downloaded. By hand:
-  1. open {got} in a browser (Kaggle asks for a free account) and download it
-  2. {'save' if src.url else 'unpack'} it {'as' if src.url else 'to'} {folder/f'{name}.npz' if src.url else folder/name}
-  3. read it: read_images('{folder/f'{name}.npz' if src.url else folder/name}')"""
+    "What to do when a set cannot be fetched."
+    place = folder/(f'{name}.npz' if src.url else name)
+    return '\n'.join([f'{name} could not be downloaded. By hand:', f'  1. open {src.url or src.page} in a browser (Kaggle asks for a free account) and download it',
+        f"  2. {'save it as' if src.url else 'unpack it to'} {place}", f"  3. read_images('{place}')"])
 
-# %% ../nbs/02_data.ipynb #3a55aacb
+# %% ../nbs/02_data.ipynb #57c69bf9
 def download(
     name:str, # one of `DATASETS`
     folder=None, # for files that do not come from Kaggle, and for manual downloads; None: the cache folder
@@ -893,7 +953,7 @@ def download(
     elif hand.is_dir(): path = hand
     else:
         try: import kagglehub
-        except ImportError as e: raise ImportError(f"Kaggle's sets need kagglehub: pip install 'cxr_gan[download]'. Or without it: {_by_hand(name, src, folder)}") from e
+        except ImportError as e: raise ImportError(f"Kaggle's sets need kagglehub: pip install 'cxr_gan[download]'\n{_by_hand(name, src, folder)}") from e
         try: path = Path(kagglehub.dataset_download(src.kaggle))
         except Exception as e: raise OSError(f'{src.kaggle}: {e}\n{_by_hand(name, src, folder)}') from e
     check_manifest(path)

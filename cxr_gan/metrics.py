@@ -69,19 +69,22 @@ def frechet_distance(
     trace = (_trace_gram if min(len(a), len(b)) <= a.shape[1] else _trace_cholesky)(a, b)
     return float(max(0., gap@gap + (a*a).sum() + (b*b).sum() - 2*trace))
 
-# %% ../nbs/07_metrics.ipynb #00724e43
-def _kernel(a, b): return (a@b.T/a.shape[1]+1)**3
+# %% ../nbs/07_metrics.ipynb #0213b0a2
+def _kernel(a, b):
+    "(a'b/d + 1)^3 for all pairs."
+    k = a@b.T/a.shape[1]+1
+    return k*k*k
 
 def _subset_sums(
     a:np.ndarray, # (n,d)
     b:np.ndarray, # (m,d)
     rows:np.ndarray, # (s,n) zeros and ones
     cols:np.ndarray, # (s,m) zeros and ones
-    chunk:int=2048, # rows of the kernel matrix at a time, to bound the memory
+    cells:int=2**24, # of the kernel matrix at a time, to bound the memory
 )->np.ndarray: # (s,)
     "For each subset the sum of the kernel over its pairs."
-    out = np.zeros(len(rows))
-    for i in range(0, len(a), chunk): out += ((rows[:, i:i+chunk]@_kernel(a[i:i+chunk], b))*cols).sum(1)
+    out, step = np.zeros(len(rows)), max(1, cells//len(b))
+    for i in range(0, len(a), step): out += ((rows[:, i:i+step]@_kernel(a[i:i+step], b))*cols).sum(1)
     return out
 
 def kernel_distance(

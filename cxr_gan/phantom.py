@@ -158,10 +158,11 @@ class _Draw:
         "Standard normal, (n,size,size)."
         return torch.from_numpy(np.stack([g.standard_normal((size, size), dtype=np.float32) for g in self.gens]))
 
-# %% ../nbs/01_phantom.ipynb #a72dcf5e
+# %% ../nbs/01_phantom.ipynb #983ae419
 class _Body(NamedTuple):
     "Measures of n patients, each (n,1,1), cm."
-    wide:Tensor; lung_w:Tensor; lung_h:Tensor; lung_x:Tensor; lean:Tensor; dome:Tensor; dome_gap:Tensor; heart:Tensor; shift:Tensor; knob:Tensor; depth:Tensor; arms:Tensor
+    wide:Tensor; lung_w:Tensor; lung_h:Tensor; lung_x:Tensor; lean:Tensor; dome:Tensor; dome_gap:Tensor; heart:Tensor
+    shift:Tensor; knob:Tensor; depth:Tensor; arms:Tensor
 
 def _draw_body(u):
     return _Body(wide=u(15., 17.5), lung_w=u(5., 5.8), lung_h=u(14., 16.5), lung_x=u(6.4, 7.2), lean=u(.06, .14), dome=u(5., 8.), dome_gap=u(.3, 1.6),
@@ -174,14 +175,15 @@ def _soft(p, x, y):
     parts += [((k*w*.74, -8.8), (7.4, 4.8, 6.), k*.5) for k in (-1, 1)]+[((k*p.arms, 5), (3.6, 17, 5.), -k*.06) for k in (-1, 1)]
     return sum(ellipsoid_chord(x, y, *part).square_() for part in parts).sqrt_()
 
-# %% ../nbs/01_phantom.ipynb #8ae64134
+# %% ../nbs/01_phantom.ipynb #bd3fc4a4
 def _lung_path(p, x, y):
     "Path through air-filled lung: two ellipsoids, less the domes of the diaphragm, the mediastinum, heart and aorta."
     full = torch.maximum(*[ellipsoid_chord(x, y, (k*p.lung_x, 3.), (p.lung_w, p.lung_h, p.depth*.78), k*-p.lean) for k in (-1, 1)])
     h = p.heart
     solid = ellipsoid_chord(x, y, (p.shift, 0), (2.5, 24, 12))
     organs = [((-5.6+p.shift*.3, p.dome+8.5), (8.6, 8.5, 14), .08), ((5.6+p.shift*.3, p.dome+p.dome_gap+8.5), (8.6, 8.5, 14), -.08),
-        ((2.5+p.shift, p.dome-2.), (6.*h, 4.2*h, 11), .66), ((-1.4+p.shift, p.dome-3.), (3.*h, 4.6*h, 11), 0.), ((1.9+p.shift, -5.8), (p.knob, p.knob, 11), 0.),
+        ((2.5+p.shift, p.dome-2.), (6.*h, 4.2*h, 11), .66),
+        ((-1.4+p.shift, p.dome-3.), (3.*h, 4.6*h, 11), 0.), ((1.9+p.shift, -5.8), (p.knob, p.knob, 11), 0.),
         ((1.3+p.shift, -1.), (2.9*h, 5.2, 11), -.2)]
     for c, s, a in organs: solid = torch.maximum(solid, ellipsoid_chord(x, y, c, s, a))
     return (full-solid).clamp_min_(0)
@@ -404,7 +406,7 @@ def _check_labels(labels, n):
     if len(labels) != n: raise ValueError(f'found {len(labels)} labels for {n} phantoms, expected one each, or a single one for all')
     return torch.tensor([one(l) for l in labels], dtype=torch.long)
 
-# %% ../nbs/01_phantom.ipynb #15e8d08a
+# %% ../nbs/01_phantom.ipynb #d29763b8
 def _batch(seed, idx, labels, size):
     "Films, lungs and lesions of the patients numbered `idx`."
     u = _Draw(seed, idx)
@@ -422,7 +424,8 @@ def make_phantoms(
 )->Phantoms: # images, labels, and the masks or None
     "Chest phantoms with their labels; the first ones stay the same when more are asked for."
     if isinstance(n, bool) or not isinstance(n, int) or n < 0: raise ValueError(f'found n={n!r}, expected a whole number from 0 up')
-    if isinstance(size, bool) or not isinstance(size, int) or size < 16: raise ValueError(f'found size={size!r}, expected a whole number of pixels from 16 up')
+    if isinstance(size, bool) or not isinstance(size, int) or size < 16:
+        raise ValueError(f'found size={size!r}, expected a whole number of pixels from 16 up')
     labels = _check_labels(labels, n)
     step = max(1, 16*128**2//size**2)
     none = torch.zeros(0, size, size, dtype=torch.bool)

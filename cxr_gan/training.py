@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CURVES', 'even_labels', 'sample', 'GANPair', 'OptSettings', 'StepMean', 'GANLearner', 'Budget', 'Monitor',
-           'save_network', 'load_network', 'save_tree', 'load_tree', 'Checkpoint']
+           'save_network', 'load_network', 'save_tree', 'load_tree', 'Checkpoint', 'Ticker']
 
 # %% ../nbs/06_training.ipynb #a061c80a
 import copy, json, random, time
@@ -467,3 +467,21 @@ class Checkpoint(Callback):
     def after_batch(self):
         if self.steps % self.every == 0: self.learn.save_checkpoint(self.path)
     def after_fit(self): self.learn.save_checkpoint(self.path)
+
+# %% ../nbs/06_training.ipynb #89a5e6c6
+class Ticker(Callback):
+    "A line every so many seconds: steps, losses, time left."
+    order = 68
+    def __init__(self,
+        total:int=None, # steps in all, for the time left
+        seconds:float=10., # between lines
+        say=print, # where the line goes
+        label:str='', # stands before each line
+    ): self.total, self.seconds, self.say, self.label = total, seconds, say, label
+    def before_fit(self): self.start = self.last = time.monotonic(); self.first = self.steps
+    def after_batch(self):
+        now = time.monotonic()
+        if now-self.last < self.seconds and self.steps != self.total: return
+        self.last, per = now, (now-self.start)/(self.steps-self.first)
+        left = f'/{self.total}, {per*(self.total-self.steps):.0f} s left' if self.total else ''
+        self.say(f"{self.label}step {self.steps}{left}, {per:.3f} s a step; "+', '.join(f'{k} {float(self.stats[k]):.3f}' for k in ('d_loss', 'g_loss', 'u_fake') if k in self.stats))
