@@ -74,7 +74,7 @@ class ImageSet(_Films):
     @classmethod
     def concat(cls, *sets): return _concat(sets)
 
-# %% ../nbs/02_data.ipynb #5aedaa22
+# %% ../nbs/02_data.ipynb #96123905
 def _as_index(idx, n):
     "Anything that picks films -> long tensor of positions."
     if isinstance(idx, slice): return torch.arange(n)[idx] if (idx.step or 1) > 0 else torch.tensor(range(n)[idx], dtype=torch.long)
@@ -83,7 +83,7 @@ def _as_index(idx, n):
     idx = idx.nonzero()[:, 0] if idx.dtype == torch.bool else idx.long().reshape(-1)
     lo, hi = (int(idx.min()), int(idx.max())) if len(idx) else (0, -1)
     if lo < -n or hi >= n: raise IndexError(f'found positions from {lo} to {hi}, expected -{n} to {n-1}')
-    return idx % max(n, 1)
+    return idx
 
 # %% ../nbs/02_data.ipynb #3e8f139f
 def _key(name):
@@ -165,7 +165,7 @@ def show_sizes(
     ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5), frameon=False); ax.grid(alpha=.25)
     return ax
 
-# %% ../nbs/02_data.ipynb #0b3ae557
+# %% ../nbs/02_data.ipynb #150cd69a
 _SPLITS = dict(train='train', training='train', val='val', valid='val', validation='val', test='test', testing='test')
 _PLAIN = {'images', 'image', 'imgs', 'img', 'png', 'jpg', 'jpeg', 'dicom', 'dcm'} # folder names that say nothing
 _MASKS = {'masks', 'mask'}
@@ -173,15 +173,17 @@ _JUNK = {'thumbs.db', 'desktop.ini', 'metadata.csv'}
 _NOTES = {'.csv', '.tsv', '.txt', '.md', '.json', '.xlsx', '.xls', '.pdf', '.html', '.xml', '.yaml', '.yml', '.npz', '.zip', '.gz', '.log'}
 
 def _walk(root):
-    "Relative paths of the files below `root` that may be films, in a fixed order; hidden ones and masks are passed by."
-    found, notes = [], []
+    "(what may be films, notes, empty folders) below `root` in a fixed order; hidden files, masks and links in a circle are passed by."
+    found, notes, empty, seen = [], [], [], set()
     for folder, dirs, names in os.walk(root, followlinks=True):
-        dirs[:] = sorted(d for d in dirs if not d.startswith(('.', '__MACOSX')) and d.lower() not in _MASKS)
+        seen.add(os.path.realpath(folder))
+        dirs[:] = sorted(d for d in dirs if not d.startswith(('.', '__MACOSX')) and d.lower() not in _MASKS and os.path.realpath(Path(folder, d)) not in seen)
+        here = PurePosixPath(Path(folder).relative_to(root).as_posix())
+        if not dirs and not names: empty.append(here)
         for n in sorted(names):
             if n.startswith('.') or n.lower() in _JUNK: continue
-            rel = PurePosixPath(Path(folder, n).relative_to(root).as_posix())
-            (notes if Path(n).suffix.lower() in _NOTES else found).append(rel)
-    return found, notes
+            (notes if Path(n).suffix.lower() in _NOTES else found).append(here/n)
+    return found, notes, empty
 
 # %% ../nbs/02_data.ipynb #cc004bd4
 def _place(rels, classes=None):
@@ -256,9 +258,9 @@ def _open(path, size, channels):
         if im.getexif().get(274, 1) >= 5: info.update(width=h, height=w)
         return _plain(turned, channels), info
 
-# %% ../nbs/02_data.ipynb #0dd7e398
+# %% ../nbs/02_data.ipynb #28ed4bc0
 def _is_dicom(path):
-    with open(path, 'rb') as f: return f.read(132)[128:] == b'DICM'
+    with open(path, 'rb') as f: return path.suffix.lower() in ('.dcm', '.dicom') or f.read(132)[128:] == b'DICM'
 
 def _decode(path, size, channels, fit):
     "One file -> (uint8 array (c,size,size), info). Raises on anything that is not a whole film."
@@ -409,12 +411,12 @@ def read_images(
     places = _survey(root, classes, aetiology)
     return _read_places(root, places, size, channels, classes, on_error, cache, workers, progress, fit)
 
-# %% ../nbs/02_data.ipynb #6329cc1f
+# %% ../nbs/02_data.ipynb #eedd0018
 _CAUSES = dict(bacteria='bacterial', virus='viral') # in Kermany's file names
 
 def _survey(root, classes=None, aetiology=None):
-    "Every film of a folder as (path, split, class, group, metadata); loose ones and notes have class None."
-    rels, notes = _walk(root)
+    "Every film of a folder as (path, split, class, group, metadata); what is no film has class None, and the reason for a group."
+    rels, notes, empty = _walk(root)
     if not rels: raise ValueError(f'found no films in {root} ({len(notes)} other files), expected images in folders named after their class')
     if aetiology is None: aetiology = bool({_key(c) for c in classes or ()} & {'bacterialpneumonia', 'viralpneumonia'})
     rels = _shallowest(rels)
@@ -430,9 +432,11 @@ def _survey(root, classes=None, aetiology=None):
         if cl and aetiology and _key(cl) == 'pneumonia': cl = next((f'{v}_pneumonia' for k, v in _CAUSES.items() if f'_{k}_' in r.name), cl)
         group = next((row[k] for k in ('group', 'patient', 'patient_id', 'patientid') if row.get(k)), '') or sub or _patient(r)
         split = sp or row.get('split', '') or _SPLITS.get(root.name.lower(), '')
+        if cl is None: group = 'lies beside the class folders, so its class is unknown'
         out.append((r, split, cl, group, {k: v for k, v in row.items() if k not in ('path', 'class', 'split', 'group', 'set')}))
     inside = {r.parent for r, _, cl, _, _ in out if cl and not unnamed}
-    return out + [(r, '', None, '', {}) for r in notes if r.parent in inside]
+    empty = [r for r in empty if not classes or _key(r.name) in {_key(c) for c in classes}]
+    return out + [(r, '', None, 'not an image', {}) for r in notes if r.parent in inside] + [(r, '', None, 'an empty folder', {}) for r in empty]
 
 # %% ../nbs/02_data.ipynb #15c88b0e
 def _shallowest(rels):
@@ -440,11 +444,10 @@ def _shallowest(rels):
     have = set(rels)
     return [r for r in rels if not any(r.parts[i] == r.parts[i+1] and PurePosixPath(*r.parts[:i], *r.parts[i+1:]) in have for i in range(len(r.parts)-1))]
 
-# %% ../nbs/02_data.ipynb #db10cbce
+# %% ../nbs/02_data.ipynb #13bd7236
 def _read_places(root, places, size, channels, classes, on_error, cache, workers, progress, fit):
     "Decode, or load from the cache, what `_survey` found."
-    why = {False: 'lies beside the class folders, so its class is unknown', True: 'not an image'}
-    bad = [(str(r), why[r.suffix.lower() in _NOTES]) for r, _, cl, _, _ in places if cl is None]
+    bad = [(str(r), why) for r, _, cl, why, _ in places if cl is None]
     if bad and on_error == 'raise': _refuse(root, bad)
     places = [p for p in places if p[2] is not None]
     names = sorted({_key(p[2]): p[2] for p in reversed(places)}.values(), key=_key)
@@ -461,6 +464,7 @@ def _read_places(root, places, size, channels, classes, on_error, cache, workers
     for why in _layout_warnings(s): warnings.warn(why)
     return s
 
+# %% ../nbs/02_data.ipynb #f3212f3a
 def _gather(root, places, images, info, broken, names, bad):
     "Decoded films and what their paths say -> ImageSet."
     keep = [i for i in range(len(places)) if i not in broken]
@@ -575,16 +579,17 @@ def s0_split(
     names = [s.classes[_starting(s, start)] for start, *_ in _S0]
     return tuple(replace(p, splits=[name]*len(p)) for p, name in zip((s[side].only(names) for side in sides), ('train', 'test')))
 
-# %% ../nbs/02_data.ipynb #bd2e7278
+# %% ../nbs/02_data.ipynb #8fa94c5e
 def _draw_exact(s, wanted, seed):
     "Positions for each set of numbers per class in `wanted`, group-disjoint. Raises ValueError when they cannot be met."
     have, need = np.array(list(s.counts().values())), np.sum(wanted, 0)
     if (have < need).any(): raise ValueError(f'found {_listed(s.counts())}, expected at least {_listed(dict(zip(s.classes, need)))}')
-    left, picked = [np.array(w) for w in wanted], [[] for _ in wanted]
+    left, picked, labels = [np.array(w) for w in wanted], [[] for _ in wanted], s.labels.tolist()
     for _, at, c in _groups_of(s, seed):
-        j = next((j for j in np.argsort([w.sum() for w in left], kind='stable') if (c <= left[j]).all()), None) # the set that lacks least is filled first
-        if j is not None: left[j] -= c; picked[j] += at
-    if any(w.any() for w in left): raise ValueError(f'whole groups do not add up to {wanted} films: {np.stack(left).tolist()} short; try another seed')
+        j = next((j for j in range(len(left)) if (left[j][c > 0] > 0).any()), None)
+        for i in at if j is not None else ():
+            if left[j][labels[i]]: left[j][labels[i]] -= 1; picked[j].append(i) # what a set does not need of a group is left out
+    if any(w.any() for w in left): raise ValueError(f'the groups are too large for {wanted} films without parting them: {np.stack(left).tolist()} short')
     return [sorted(p) for p in picked]
 
 # %% ../nbs/02_data.ipynb #eb7cdcab
@@ -677,7 +682,7 @@ class _Saved(_Order):
         self._resumed, self.position = len(state['order']) > 0, int(state['position'])
         self._order = state['order'].cpu().clone() if self._resumed else None
 
-# %% ../nbs/02_data.ipynb #0f2821be
+# %% ../nbs/02_data.ipynb #817e0eb8
 class ResidentLoader(_Saved):
     "Batches `(x float32, y long)` from films that live on the device. Drops into fastai's `DataLoaders`."
     n_inp = 1 # the first of the two is the input
@@ -701,7 +706,9 @@ class ResidentLoader(_Saved):
         self._x, self._y = self.dataset.images.to(self.device), self.dataset.labels.to(self.device)
         return self
 
-    def _get(self, at): return to_float(self._x[(at := at.to(self.device))], self.value_range), self._y[at]
+    def _get(self, at):
+        at = at.to(self.device)
+        return to_float(self._x[at], self.value_range), self._y[at]
     def __iter__(self): return map(self._get, self._batches())
     def one_batch(self):
         "The first batch of the epoch to come; nothing moves on."
@@ -808,13 +815,14 @@ def _coarse(values):
     area = np.array([math.prod(map(int, v.split('x'))) if 'x' in v else 0 for v in values])
     return np.searchsorted(np.quantile(area, [.25, .5, .75]), area)
 
-# %% ../nbs/02_data.ipynb #9c2d4a37
+# %% ../nbs/02_data.ipynb #bea668a8
 def _warnings(s, cols):
     "What should worry the reader."
     have = s.counts(); most, least = max(have, key=have.get), min(have, key=have.get)
     empty = [k for k, n in have.items() if n == 0]
     if s.n_classes == 1: yield 'one class only'
     if empty: yield f"no films of {', '.join(empty)}"
+    for k in (k for k, n in have.items() if n == 1): yield f'one film only of {k}: such a class cannot be divided into train and test'
     if have[least] and have[most] >= 3*have[least]: yield f'classes are uneven: {most} has {have[most]/have[least]:.1f} times the films of {least}'
     if s.groups == s.files: yield 'patients are unknown: two films of one patient may stand on two sides of a split'
     sides = defaultdict(set)
@@ -842,7 +850,7 @@ def data_card(
     return DataCard(Path(s.root).name or 'films', tuple(s.images.shape), counts, {k: Counter(v) for k, v in cols.items()}, len(set(s.groups)), known,
         len(s.skipped), list(_warnings(s, cols)))
 
-# %% ../nbs/02_data.ipynb #df20baef
+# %% ../nbs/02_data.ipynb #8c9a5310
 @dataclass(frozen=True)
 class Source:
     "Where a public set comes from."
@@ -854,6 +862,7 @@ class Source:
     url:str='' # file, when not from Kaggle
     md5:str='' # of that file
 
+# %% ../nbs/02_data.ipynb #e83871c7
 _MNIST = dict(page='https://medmnist.com', licence='CC BY 4.0', cite='Yang et al., Scientific Data 10, 41 (2023); Kermany et al., Cell 172 (2018)',
     counts=dict(normal=1583, pneumonia=4273))
 _MD5 = {'': '28209eda62fecd6e6a2d98b1501bb15f', '_64': '8f4eceb4ccffa70c672198ea285246c6', # as MedMNIST 3.0.2 publishes them
@@ -931,11 +940,12 @@ def check_manifest(
     if off: raise ValueError(f'{path} is not what was downloaded: {what}. Delete it (or {note.name}, if the change is meant) and download again')
     return len(sums)
 
-# %% ../nbs/02_data.ipynb #a1f80834
+# %% ../nbs/02_data.ipynb #13d30b28
 def _by_hand(name, src, folder):
     "What to do when a set cannot be fetched."
     place = folder/(f'{name}.npz' if src.url else name)
-    return '\n'.join([f'{name} could not be downloaded. By hand:', f'  1. open {src.url or src.page} in a browser (Kaggle asks for a free account) and download it',
+    return '\n'.join([f'{name} could not be downloaded. By hand:',
+        f'  1. open {src.url or src.page} in a browser (Kaggle asks for a free account) and download it',
         f"  2. {'save it as' if src.url else 'unpack it to'} {place}", f"  3. read_images('{place}')"])
 
 # %% ../nbs/02_data.ipynb #57c69bf9

@@ -327,10 +327,10 @@ def _haze(u, p):
     pts = torch.stack([side*u(3.5, 6.5, 4), u(-4, 3.5, 4)], -1)
     return pts, torch.stack([u(2., 3.5, 4), u(2.5, 5., 4), u(2., 3.5, 4)], -1), u(-.5, .5, 4)
 
-# %% ../nbs/01_phantom.ipynb #b655e674
+# %% ../nbs/01_phantom.ipynb #701e4655
 def _disease(u, p, view, label, size):
     "Attenuation that the disease adds, (n,size,size)."
-    (glass, g_semi, g_turn), (lines, l_rad), (haze, h_semi, h_turn), gain = _opacities(u, p), _streaks(u, p), _haze(u, p), u(.8, 1.3).float()
+    (glass, g_semi, g_turn), (lines, l_rad), (haze, h_semi, h_turn), gain = _opacities(u, p), _streaks(u, p), _haze(u, p), u(1.25, 1.9).float()
     out = torch.zeros(u.n, size, size)
     for c in (1, 2):
         k = (label == c).nonzero()[:,0]
@@ -406,13 +406,12 @@ def _check_labels(labels, n):
     if len(labels) != n: raise ValueError(f'found {len(labels)} labels for {n} phantoms, expected one each, or a single one for all')
     return torch.tensor([one(l) for l in labels], dtype=torch.long)
 
-# %% ../nbs/01_phantom.ipynb #d29763b8
+# %% ../nbs/01_phantom.ipynb #05bb876e
 def _batch(seed, idx, labels, size):
     "Films, lungs and lesions of the patients numbered `idx`."
     u = _Draw(seed, idx)
     layers = _layers(u, labels, size)
-    films, is_open = _expose(u, layers.attenuation(), size)
-    lungs = (layers.lung > 1) & is_open
+    films, lungs = _expose(u, layers.attenuation(), size)[0], layers.lung > 1
     return films[:,None], lungs, lungs & (layers.sick > .04)
 
 def make_phantoms(

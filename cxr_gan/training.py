@@ -99,7 +99,7 @@ def update_average(self:GANPair,
     for a, b in zip(old, new):
         if not a.is_floating_point(): a.copy_(b)
 
-# %% ../nbs/06_training.ipynb #68a2f366
+# %% ../nbs/06_training.ipynb #f1f26433
 @dataclass(frozen=True)
 class OptSettings:
     "How one player learns: Adam's settings and clipping."
@@ -111,8 +111,9 @@ class OptSettings:
     clip_norm: float = None # scale the gradient down to this norm
 
 def _clip(net, o):
-    if o.clip_value: nn.utils.clip_grad_value_(net.parameters(), o.clip_value)
-    if o.clip_norm: nn.utils.clip_grad_norm_(net.parameters(), o.clip_norm)
+    moving = [p for p in net.parameters() if p.grad is not None]
+    if moving and o.clip_value: nn.utils.clip_grad_value_(moving, o.clip_value)
+    if moving and o.clip_norm: nn.utils.clip_grad_norm_(moving, o.clip_norm)
 
 class StepMean(Metric):
     "Mean over an epoch of something that a training step leaves in `learn.stats`."
@@ -120,7 +121,8 @@ class StepMean(Metric):
         key:str, # name of the statistic
     ): self.key = key
     def reset(self): self.total, self.count = 0., 0
-    def accumulate(self, learn): self.total, self.count = self.total+learn.stats[self.key], self.count+1
+    def accumulate(self, learn):
+        if self.key in learn.stats: self.total, self.count = self.total+learn.stats[self.key], self.count+1
     @property
     def value(self): return self.total/self.count if self.count else None
     @property
@@ -204,7 +206,7 @@ def g_loss(self:GANLearner, fake:Judgement, real:Judgement=None)->Tensor:
     self.stats['g_loss'] = loss.detach()
     return loss
 
-# %% ../nbs/06_training.ipynb #629a5757
+# %% ../nbs/06_training.ipynb #f15e1b26
 @patch
 @torch.no_grad()
 def _note(self:GANLearner, real:Judgement, fake:Judgement, **losses):
@@ -224,7 +226,7 @@ def _do_one_batch(self:GANLearner):
     self._one_update(real, self.judge(fake if self.simultaneous else fake.detach(), y_fake), x, fake, y_fake)
     self.steps += 1
     self.history.append(torch.stack([self.stats.get(k, real.u.new_tensor(float('nan'))).float() for k in CURVES]))
-    self.loss = self.stats['d_loss']
+    self.loss = self.stats['d_loss'].float()
 
 @patch
 def _one_update(self:GANLearner, real, judged, x, fake, y_fake):

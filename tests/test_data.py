@@ -1,0 +1,391 @@
+"Bad files, damaged caches, broken downloads: what does not read as a lesson of the data chapter."
+import hashlib, http.server, json, os, sys, threading, types, warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+
+import cxr_gan.data as data
+from cxr_gan.data import ImageSet, ResidentLoader, check_manifest, download, fetch, read_images, resident_loaders, split_set
+
+QUICK = dict(size=16, cache=False, progress=False)
+
+
+def picture(path, value=None, size=(20, 24), mode='L', seed=0, **kw):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    a = np.random.default_rng(seed).integers(0, 255, size[::-1], dtype=np.uint8) if value is None else np.full(size[::-1], value, np.uint8)
+    Image.fromarray(a).convert(mode).save(path, **kw)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    root = tmp_path/'films'
+    for c in ('a', 'b'):
+        for i in range(4): picture(root/c/f'{c}{i}.png', seed=(c == 'b')*10+i)
+    return root
+
+
+def numbered(n): return ImageSet(torch.zeros(n, 1, 1, 1, dtype=torch.uint8), torch.arange(n), [str(i) for i in range(n)])
+
+
+# ---- the zoo of bad files
+
+def zoo(folder):
+    "Every kind of file that is not a film -> words expected in its reason."
+    good = folder.parent/'good.png'; picture(good, size=(200, 200)); whole = good.read_bytes(); good.unlink()
+    jpeg = folder.parent/'good.jpg'; picture(jpeg, size=(200, 200)); jpg = jpeg.read_bytes(); jpeg.unlink()
+    made = {'zero.png': (b'', 'zero bytes'), 'html.png': (b'<!DOCTYPE html><title>404</title>', 'not an image'), 'half.png': (whole[:len(whole)//2], ''), 'half.jpg': (jpg[:len(jpg)//2], ''),
+        'head.png': (whole[:8], ''), 'noise.jpeg': (bytes(range(256))*9, 'not an image'), 'notes.txt': (b'hello', 'not an image'), 'film.dcm': (b'\0'*128+b'DICM'+b'junk', ''),
+        'script.eps': (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n', 'not an image')}
+    for name, (content, _) in made.items(): (folder/name).write_bytes(content)
+    return {f'{folder.name}/{k}': why for k, (_, why) in made.items()}
+
+
+def test_bad_files_are_all_named_and_refused(tree):
+    bad = zoo(tree/'a')
+    with pytest.raises(ValueError) as e: read_images(tree, **QUICK)
+    assert 'notes.txt' in str(e.value) and "on_error='skip'" in str(e.value)
+    (tree/'a'/'notes.txt').unlink(); bad.pop('a/notes.txt')
+    with pytest.raises(ValueError) as e: read_images(tree, **QUICK)
+    text = str(e.value)
+    assert f'{len(bad)} files' in text
+    for name, why in bad.items():
+        line = next(l for l in text.splitlines() if name in l)
+        assert why in line and str(tree) not in line and len(line.split(': ', 1)[1]) > 5, line
+
+
+def test_empty_class_folder_is_refused(tree):
+    (tree/'c').mkdir()
+    with pytest.raises(ValueError, match='c: an empty folder'): read_images(tree, **QUICK)
+    with pytest.warns(UserWarning, match='skipped'): assert read_images(tree, on_error='skip', **QUICK).n_classes == 2
+    assert read_images(tree, classes=['a'], **QUICK).counts() == {'a': 4}
+    with pytest.raises(ValueError, match='empty folder'): read_images(tree, classes=['a', 'C'], **QUICK)
+
+
+def test_links_in_a_circle(tree):
+    (tree/'a'/'up').symlink_to(tree, target_is_directory=True)
+    assert read_images(tree, **QUICK).counts() == {'a': 4, 'b': 4}
+
+
+def test_skip_keeps_the_list(tree):
+    bad = zoo(tree/'a')
+    with pytest.warns(UserWarning, match='were skipped'): s = read_images(tree, on_error='skip', **QUICK)
+    assert s.counts() == {'a': 4, 'b': 4} and {f for f, _ in s.skipped} == set(bad) and all(why for _, why in s.skipped)
+    assert 'skipped: 9 files' in str(s.card())
+
+
+def test_more_than_ten_bad_files_are_counted(tree):
+    for i in range(25): (tree/'b'/f'x{i:02d}.png').touch()
+    with pytest.raises(ValueError, match=r'25 files(.|\n)*and 15 more'): read_images(tree, **QUICK)
+
+
+def test_decompression_bomb_is_listed(tree, monkeypatch):
+    picture(tree/'a'/'bomb.png', value=0, size=(300, 300))
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 60_000) # 90,000 pixels warn, 120,000 raise
+    with warnings.catch_warnings(), pytest.raises(ValueError, match='bomb.png.*300x300 pixels'):
+        warnings.simplefilter('ignore'); read_images(tree, **QUICK)
+    picture(tree/'a'/'bomb.png', value=0, size=(400, 400))
+    with pytest.raises(ValueError, match='bomb.png'): read_images(tree, **QUICK)
+
+
+def test_unreadable_and_dangling(tree):
+    (tree/'a'/'gone.png').symlink_to(tree/'nowhere.png')
+    with pytest.raises(ValueError, match='gone.png'): read_images(tree, **QUICK)
+    with pytest.raises(ValueError, match='gone.png'): read_images(tree, **dict(QUICK, cache=tree.parent/'cache'))
+
+
+@pytest.mark.parametrize('kw,word', [(dict(on_error='ignore'), 'on_error'), (dict(channels=4), 'channels'), (dict(fit='stretch'), 'fit'), (dict(size=0), 'size'), (dict(size=12.5), 'size')])
+def test_bad_arguments(tree, kw, word):
+    with pytest.raises(ValueError, match=word): read_images(tree, **{**QUICK, **kw})
+
+
+def test_empty_folders_and_one_image_class(tmp_path):
+    with pytest.raises(ValueError, match='found no films'): read_images(tmp_path, **QUICK)
+    (tmp_path/'a').mkdir(); (tmp_path/'a'/'notes.csv').touch()
+    with pytest.raises(ValueError, match='1 other files'): read_images(tmp_path, **QUICK)
+    for i in range(3): picture(tmp_path/'b'/f'{i}.png')
+    picture(tmp_path/'c'/'0.png')
+    s = read_images(tmp_path, **QUICK)
+    assert s.counts() == {'b': 3, 'c': 1}
+    with pytest.raises(ValueError, match="class 'c' has 1 film in 1 group"): split_set(s)
+
+
+def test_no_pydicom_says_what_to_install(tree, monkeypatch):
+    (tree/'a'/'film').write_bytes(b'\0'*128+b'DICM')
+    monkeypatch.setitem(sys.modules, 'pydicom', None)
+    with pytest.raises(ImportError, match=r'cxr_gan\[dicom\]'): read_images(tree, on_error='skip', **QUICK)
+
+
+# ---- names and layouts
+
+def test_names_of_all_sorts(tmp_path):
+    root = tmp_path/'röntgen bilder'
+    picture(root/'Viral Pneumonia'/'ä ö ü 中.PNG'); picture(root/'Viral Pneumonia'/'b.JpEg'); picture(root/'Viral Pneumonia'/'c'/'deep.TIF'); picture(root/'NORMAL'/'no_suffix', format='PNG')
+    picture(root/'NORMAL'/'really_webp.png', format='WEBP'); picture(root/'NORMAL'/'a.bmp'); picture(root/'NORMAL'/'a.gif')
+    for junk in ('.DS_Store', '._b.JpEg', 'Thumbs.db', 'desktop.ini'): (root/'NORMAL'/junk).touch()
+    s = read_images(root, classes=['viral_pneumonia', 'Normal'], **QUICK)
+    assert s.counts() == {'Viral Pneumonia': 3, 'NORMAL': 4} and {d['format'] for d in s.info} >= {'WEBP', 'TIFF', 'BMP', 'GIF', 'JPEG', 'PNG'}
+    assert read_images(str(root/'NORMAL'), **QUICK).classes == ['NORMAL']
+
+
+def test_spelling_of_a_class_may_differ_between_splits(tmp_path):
+    picture(tmp_path/'train'/'Viral Pneumonia'/'a.png'); picture(tmp_path/'test'/'viral_pneumonia'/'a.png'); picture(tmp_path/'test'/'normal'/'b.png')
+    s = read_images(tmp_path, **QUICK)
+    assert s.n_classes == 2 and len(s.part('train')) == 1 and len(s.part('test')) == 2
+    assert read_images(tmp_path/'test', **QUICK).splits == ['test', 'test']
+
+
+def test_archive_packed_in_itself(tmp_path):
+    for top in ('chest_xray', 'chest_xray/chest_xray', '__MACOSX/chest_xray'):
+        for c in ('NORMAL', 'PNEUMONIA'): picture(tmp_path/top/'train'/c/f'{c}.jpeg')
+    assert read_images(tmp_path, **QUICK).files == ['chest_xray/train/NORMAL/NORMAL.jpeg', 'chest_xray/train/PNEUMONIA/PNEUMONIA.jpeg']
+
+
+def test_folder_without_classes_and_metadata_with_them(tmp_path):
+    for i in range(4): picture(tmp_path/'png'/f'{i}.png')
+    with pytest.warns(UserWarning, match='one class only'): s = read_images(tmp_path, **QUICK)
+    assert s.classes == [tmp_path.name]
+    (tmp_path/'metadata.csv').write_text('filename,class,split,patient_id\n0.png,covid,train,p1\n1.png,covid,test,p2\n2.png,normal,test,p2\n3.png,normal,train,p1\n', encoding='utf-8-sig')
+    s = read_images(tmp_path, **QUICK)
+    assert s.counts() == {'covid': 2, 'normal': 2} and s.groups == ['p1', 'p2', 'p2', 'p1'] and s.splits == ['train', 'test', 'test', 'train']
+
+
+def test_metadata_with_equal_names_is_joined_by_path(tmp_path):
+    for c in ('a', 'b'): picture(tmp_path/c/'x.png')
+    (tmp_path/'metadata.csv').write_text('path,group\na/x.png,g1\nb/x.png,g2\n')
+    assert read_images(tmp_path, **QUICK).groups == ['g1', 'g2']
+    (tmp_path/'metadata.csv').write_text('path,group\nx.png,g1\nx.png,g2\n') # ambiguous: not joined
+    assert read_images(tmp_path, **QUICK).groups == ['a/x.png', 'b/x.png']
+
+
+def test_one_pixel_and_constant_films(tmp_path):
+    picture(tmp_path/'a'/'1.png', value=7, size=(1, 1)); picture(tmp_path/'b'/'2.png', value=255, size=(500, 3)); picture(tmp_path/'b'/'3.png', value=0)
+    for fit in ('squash', 'pad', 'crop'):
+        s = read_images(tmp_path, fit=fit, **QUICK)
+        assert s.images[0].unique().tolist() == [7] and s.images[2].max() == 0
+
+
+def test_large_jpeg_agrees_with_plain_decoding(tmp_path):
+    g = torch.nn.functional.interpolate(torch.rand(1, 1, 30, 40, generator=torch.Generator().manual_seed(0)), size=(900, 1200), mode='bicubic')[0, 0].clamp(0, 1)
+    Image.fromarray((g*255).byte().numpy()).convert('RGB').save(tmp_path/'x.jpg', quality=95)
+    fast, info = data._decode(tmp_path/'x.jpg', 64, 1, 'squash')
+    slow = np.asarray(Image.open(tmp_path/'x.jpg').convert('L').resize((64, 64), Image.BILINEAR), dtype=int)
+    assert (info['width'], info['height'], info['mode']) == (1200, 900, 'RGB') and np.abs(fast[0].astype(int)-slow).max() <= 6 and np.abs(fast[0].astype(int)-slow).mean() < 1
+
+
+# ---- the cache
+
+def test_damaged_cache_is_rebuilt(tree, tmp_path):
+    kw = dict(QUICK, cache=tmp_path/'cache'); s = read_images(tree, **kw); file, = (tmp_path/'cache').iterdir(); whole = file.read_bytes()
+    other = bytearray(whole); other[len(whole)//2] ^= 255
+    for content in (b'', b'PK', whole[:300], bytes(other), b'\x80\x04K\x01.'):
+        file.write_bytes(content)
+        with pytest.warns(UserWarning, match='damaged'): assert torch.equal(read_images(tree, **kw).images, s.images)
+        assert file.read_bytes()[:2] == b'PK'
+    np.savez(file, images=np.zeros((1, 1, 16, 16), np.uint8), meta=np.frombuffer(b'{"info": [], "bad": {}}', np.uint8))
+    with pytest.warns(UserWarning, match='damaged'): assert torch.equal(read_images(tree, **kw).images, s.images)
+    np.savez(file, images=np.array([{}], object), meta=np.zeros(2, np.uint8)) # a pickle inside is not opened
+    with pytest.warns(UserWarning, match='damaged'): assert torch.equal(read_images(tree, **kw).images, s.images)
+
+
+def test_cache_that_cannot_be_written(tree, tmp_path):
+    (tmp_path/'file').touch() # a file where the folder should be: no permission is needed to fail
+    with pytest.warns(UserWarning, match='cannot be written'): assert len(read_images(tree, **dict(QUICK, cache=tmp_path/'file'/'cache'))) == 8
+
+
+def test_cache_folder_and_skipped_files_in_it(tree, tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'xdg')); (tree/'a'/'zero.png').touch()
+    kw = dict(QUICK, cache=True)
+    with pytest.raises(ValueError, match='zero bytes'): read_images(tree, **kw)
+    assert not list((tmp_path/'xdg').glob('cxr_gan/*.npz'))
+    for _ in range(2):
+        with pytest.warns(UserWarning, match='skipped'): s = read_images(tree, on_error='skip', **kw)
+        assert s.skipped == [('a/zero.png', 'zero bytes')] and len(s) == 8
+    assert len(list((tmp_path/'xdg').glob('cxr_gan/*.npz'))) == 1
+    with pytest.raises(ValueError, match='zero bytes'): read_images(tree, **kw) # the list in the cache refuses too
+
+
+def test_a_new_film_or_name_makes_a_new_key(tree, tmp_path):
+    kw = dict(QUICK, cache=tmp_path/'cache'); read_images(tree, **kw)
+    picture(tree/'a'/'new.png'); assert len(read_images(tree, **kw)) == 9
+    (tree/'a'/'new.png').rename(tree/'b'/'new.png'); assert read_images(tree, **kw).counts() == {'a': 4, 'b': 5}
+    assert len(list((tmp_path/'cache').iterdir())) == 3
+
+
+# ---- the loader
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(1, 70), bs=st.integers(1, 80), seed=st.integers(0, 2**31), drop_last=st.booleans(), stop=st.integers(0, 70))
+def test_every_film_once_an_epoch_and_exact_resume(n, bs, seed, drop_last, stop):
+    if drop_last and bs > n: return
+    dl = ResidentLoader(numbered(n), bs=bs, seed=seed, drop_last=drop_last, device='cpu')
+    for _ in range(2):
+        seen = [y for _, y in dl]
+        assert len(seen) == len(dl) and all(len(y) == bs for y in seen[:-1])
+        flat = torch.cat(seen).tolist()
+        assert len(set(flat)) == len(flat) == (n//bs*bs if drop_last else n)
+    it, stop = iter(dl), 1+stop % len(dl)
+    for _ in range(stop): next(it)
+    state = dl.state_dict(); rest = [y.tolist() for _, y in it]+[y.tolist() for _, y in dl]
+    new = ResidentLoader(numbered(n), bs=bs, seed=seed+1, drop_last=drop_last, device='cpu'); new.load_state_dict(state)
+    again = [y.tolist() for _, y in new]
+    if stop < len(dl): again += [y.tolist() for _, y in new]
+    assert again == rest
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 2)), min_size=2, max_size=40), test=st.floats(.05, .95), seed=st.integers(0, 9))
+def test_split_never_parts_a_group(sizes, test, seed):
+    labels = [k for n, k in sizes for _ in range(n)]; groups = [f'g{i}' for i, (n, _) in enumerate(sizes) for _ in range(n)]
+    s = ImageSet(torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), labels, ['x', 'y', 'z'], groups)
+    if min(sum(k == c for _, k in sizes) for c in range(3)) < 2:
+        with pytest.raises(ValueError, match='expected at least 2 groups'): split_set(s, test, seed)
+        return
+    a, b = split_set(s, test, seed)
+    assert not set(a.groups) & set(b.groups) and len(a)+len(b) == len(s) and min(a.counts().values()) > 0 < min(b.counts().values())
+    for c in range(3): # off by no more than one group
+        n = labels.count(c); assert abs(b.labels.eq(c).sum().item()-max(1, n*test)) <= max(g for g, k in sizes if k == c)+1
+
+
+def test_one_loader_twice_at_once():
+    dl = ResidentLoader(numbered(9), bs=2, device='cpu')
+    outer = [(sorted(y.item() for _, ys in dl for y in ys), x) for _, x in dl]
+    assert all(inner == list(range(9)) for inner, _ in outer) and sorted(torch.cat([x for _, x in outer]).tolist()) == list(range(9))
+
+
+def test_state_is_plain_and_global_stream_untouched():
+    dl = ResidentLoader(numbered(9), bs=2, device='cpu')
+    torch.manual_seed(0); a = torch.rand(1); torch.manual_seed(0); next(iter(dl)); assert torch.equal(torch.rand(1), a)
+    assert all(isinstance(v, (int, torch.Tensor)) for v in dl.state_dict().values())
+
+
+def test_films_stay_bytes_and_are_not_copied():
+    s = numbered(8); dl = ResidentLoader(s, bs=4, device='cpu', value_range=(0, 1))
+    assert dl._x.data_ptr() == s.images.data_ptr() and dl.one_batch()[0].min() == 0
+    assert dl.to('cpu').device == torch.device('cpu') and dl.new(bs=2).bs == 2 and dl.new(shuffle=False).value_range == (0, 1)
+
+
+def test_fastai_learner_trains_and_predicts_in_order():
+    from fastai.callback.progress import ProgressCallback
+    from fastai.learner import Learner
+    from fastai.losses import CrossEntropyLossFlat
+    from fastai.metrics import accuracy
+    y = torch.arange(60) % 2; x = (y*200)[:, None, None, None].expand(-1, 1, 4, 4).to(torch.uint8)
+    s = ImageSet(x.clone(), y, ['dark', 'light']); dls = resident_loaders(*split_set(s), bs=8, device='cpu')
+    torch.manual_seed(0); learn = Learner(dls, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)), loss_func=CrossEntropyLossFlat(), metrics=accuracy, lr=.05)
+    learn.remove_cb(ProgressCallback)
+    with learn.no_logging(): learn.fit(3)
+    assert learn.validate()[1] == 1. and learn.get_preds(ds_idx=0)[1].tolist() == dls.train.dataset.labels.tolist()
+    learn.show_results(max_n=2)
+
+
+# ---- downloads: a server on this machine
+
+class Server(http.server.BaseHTTPRequestHandler):
+    content, ranges, cut, fail, asked = b'', True, 0, 0, []
+    def log_message(self, *a): pass
+    def do_GET(self):
+        cls = type(self); start = 0; cls.asked.append(self.headers.get('Range'))
+        if cls.fail: cls.fail -= 1; return self.send_error(503)
+        if cls.ranges and self.headers.get('Range'):
+            start = int(self.headers['Range'][6:].split('-')[0])
+            if start >= len(cls.content): return self.send_error(416)
+        body = cls.content[start:]
+        self.send_response(206 if start else 200); self.send_header('Content-Length', str(len(body))); self.end_headers()
+        if cls.cut: body, cls.cut = body[:cls.cut], 0 # the line goes dead once
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def server():
+    Server.content, Server.ranges, Server.cut, Server.fail, Server.asked = os.urandom(300_000), True, 0, 0, []
+    s = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server); t = threading.Thread(target=s.serve_forever, daemon=True); t.start()
+    yield f'http://127.0.0.1:{s.server_port}/film.npz'
+    s.shutdown(); s.server_close()
+
+
+def md5(b): return hashlib.md5(b).hexdigest()
+
+
+def test_fetch_goes_on_where_it_stopped(server, tmp_path):
+    Server.cut = 100_000
+    assert fetch(server, tmp_path/'f', md5(Server.content), wait=.01).read_bytes() == Server.content
+    assert len(Server.asked) == 2 and Server.asked[0] is None and Server.asked[1].startswith('bytes=') and Server.asked[1] != 'bytes=0-'
+    fetch(server, tmp_path/'f', md5(Server.content)); assert len(Server.asked) == 2 and not (tmp_path/'f.part').exists() # there already
+
+
+def test_fetch_from_a_server_without_ranges(server, tmp_path):
+    Server.ranges, Server.cut = False, 1000
+    assert fetch(server, tmp_path/'f', md5(Server.content), wait=.01).read_bytes() == Server.content
+
+
+def test_fetch_replaces_a_wrong_part_or_file(server, tmp_path):
+    (tmp_path/'f.part').write_bytes(b'x'*1000); (tmp_path/'f').write_bytes(b'old')
+    assert fetch(server, tmp_path/'f', md5(Server.content), wait=.01).read_bytes() == Server.content
+    (tmp_path/'g.part').write_bytes(b'x'*400_000) # longer than the file: 416
+    assert fetch(server, tmp_path/'g', md5(Server.content), wait=.01).read_bytes() == Server.content
+
+
+def test_fetch_gives_up_with_the_reason(server, tmp_path):
+    with pytest.raises(OSError, match='checksum'): fetch(server, tmp_path/'f', md5(b'other'), tries=2, wait=.01)
+    assert not list(tmp_path.iterdir())
+    Server.fail = 9
+    with pytest.raises(OSError, match=r'503.*\(3 attempts\)'): fetch(server, tmp_path/'f', tries=3, wait=.01)
+    Server.fail = 1
+    assert fetch(server, tmp_path/'f', tries=2, wait=.01).exists()
+
+
+def mnist_bytes(tmp_path):
+    y = np.array([0]*2+[1]*3, np.uint8)[:, None]
+    np.savez(tmp_path/'m.npz', **{f'{p}_{k}': v for p in ('train', 'val', 'test') for k, v in (('images', np.zeros((5, 28, 28), np.uint8)), ('labels', y))})
+    return (tmp_path/'m.npz').read_bytes()
+
+
+def test_download_medmnist(server, tmp_path, monkeypatch):
+    Server.content = mnist_bytes(tmp_path)
+    src = data.replace(data.DATASETS['pneumoniamnist'], url=server, md5=md5(Server.content), counts=dict(normal=6, pneumonia=9))
+    monkeypatch.setitem(data.DATASETS, 'pneumoniamnist', src)
+    path = download('pneumoniamnist', tmp_path/'d')
+    assert read_images(path).counts() == {'normal': 6, 'pneumonia': 9} and json.loads((tmp_path/'d'/'pneumoniamnist.npz.sha256.json').read_text())
+    asked = len(Server.asked); assert download('pneumoniamnist', tmp_path/'d') == path and len(Server.asked) == asked
+    monkeypatch.setitem(data.DATASETS, 'pneumoniamnist', data.replace(src, url=server.replace('127.0.0.1', '127.0.0.1:1/x#'), md5='0'*32))
+    monkeypatch.setattr(data.time, 'sleep', lambda s: None)
+    with pytest.raises(OSError, match=r'By hand:(.|\n)*read_images'): download('pneumoniamnist', tmp_path/'d')
+
+
+def test_download_kaggle_with_a_stand_in(tmp_path, monkeypatch):
+    root, asked = tmp_path/'versions'/'2', []
+    for c in ('NORMAL', 'PNEUMONIA'):
+        for i in range(2): picture(root/'chest_xray'/'train'/c/f'{c}{i}.jpeg')
+    hub = types.SimpleNamespace(dataset_download=lambda handle: asked.append(handle) or str(root))
+    monkeypatch.setitem(sys.modules, 'kagglehub', hub)
+    with pytest.warns(UserWarning, match='found .* expected'): assert download('chest_xray', tmp_path/'d') == root
+    assert asked == ['paultimothymooney/chest-xray-pneumonia/versions/2'] and check_manifest(root) == 4
+    (root/'chest_xray'/'train'/'NORMAL'/'NORMAL0.jpeg').write_bytes(b'other')
+    with pytest.raises(ValueError, match='NORMAL0.jpeg has changed'): download('chest_xray', tmp_path/'d')
+    def refuses(handle): raise RuntimeError('403 Forbidden')
+    hub.dataset_download = refuses
+    with pytest.raises(OSError, match=r'403 Forbidden(.|\n)*kaggle.com/datasets/paultimothymooney(.|\n)*unpack it to'): download('chest_xray', tmp_path/'d')
+    monkeypatch.setitem(sys.modules, 'kagglehub', None)
+    with pytest.raises(ImportError, match=r'cxr_gan\[download\](.|\n)*By hand'): download('chest_xray', tmp_path/'d')
+    (tmp_path/'d').mkdir(); root.rename(tmp_path/'d'/'chest_xray')
+    with pytest.warns(UserWarning, match='expected'): assert download('chest_xray', tmp_path/'d') == tmp_path/'d'/'chest_xray' # put there by hand
+
+
+def test_manifest_that_cannot_be_written(tmp_path, monkeypatch):
+    picture(tmp_path/'s'/'a.png')
+    def no(*a): raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr(data, 'save_json', no)
+    with pytest.warns(UserWarning, match='cannot be written'): assert check_manifest(tmp_path/'s') == 1
+
+
+# ---- real films, where there are any
+
+@pytest.mark.skipif(not os.environ.get('CXR_DATA'), reason='set CXR_DATA to a folder of real films')
+def test_real_films():
+    s = read_images(os.environ['CXR_DATA'], size=32, progress=False)
+    train, test = split_set(s)
+    assert s.n_classes > 1 and not set(train.groups) & set(test.groups) and str(s.card())
