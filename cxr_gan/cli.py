@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'say', 'command', 'main', 'films', 'data', 'train', 'load_generator', 'generate', 'torch_spread', 'evaluate',
-           'recipes']
+           'recipes', 'write_page', 'demo']
 
 # %% ../nbs/15_cli.ipynb #58c6504d
 import json, sys
@@ -15,7 +15,7 @@ from typing import List, Optional
 
 import typer
 
-# %% ../nbs/15_cli.ipynb #39fd0c75
+# %% ../nbs/15_cli.ipynb #87250a66
 app = typer.Typer(help='Synthetic chest X-rays from GANs with Monte Carlo dropout uncertainty. For teaching and research; not for clinical use.', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 def say(*parts):
@@ -39,6 +39,8 @@ def command(f):
 
 def main():
     "Entry point of `cxr-gan`."
+    import warnings
+    warnings.filterwarnings('ignore', message='.*torch.jit.script.*', category=FutureWarning) # from a library, of no use to a user
     app()
 
 # %% ../nbs/15_cli.ipynb #8ab53a5b
@@ -238,3 +240,117 @@ def recipes(
     if as_json: print(json.dumps(rows, indent=1)); return
     print(f"{'recipe':12} {'size':>4} {'generator':>11} {'discriminator':>13}  about")
     for r in rows: print(f"{r['name']:12} {r['size']:4} {r['generator_trainable']:11,} {r['discriminator_trainable']:13,}  {r['about']}")
+
+# %% ../nbs/15_cli.ipynb #64d99dcc
+def _png(
+    fig, # a matplotlib figure, closed afterwards
+)->str: # as it stands in an <img>
+    "A figure as a data address, so that the page is one file."
+    import base64, io
+    import matplotlib.pyplot as plt
+    buf = io.BytesIO(); fig.savefig(buf, dpi=90, bbox_inches='tight'); plt.close(fig)
+    return 'data:image/png;base64,'+base64.b64encode(buf.getvalue()).decode()
+
+_STYLE = 'body{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}img{max-width:100%}pre{background:#f4f4f4;padding:.8rem;overflow:auto}figcaption{color:#555}'
+
+def write_page(
+    path, # the .html file
+    title:str, # of the page
+    parts, # (heading, text, figure or None, preformatted or None) in order
+):
+    "One self-contained HTML page, whole or not there."
+    from html import escape
+    from cxr_gan.core import whole_file
+    body = ''.join(f"<h2>{escape(h)}</h2><p>{escape(t)}</p>"+(f'<figure><img alt="{escape(h)}" src="{_png(f)}"></figure>' if f is not None else '')+(f'<pre>{escape(p)}</pre>' if p else '') for h, t, f, p in parts)
+    with whole_file(path) as tmp:
+        Path(tmp).write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>{body}</html>', encoding='utf-8')
+
+# %% ../nbs/15_cli.ipynb #f967b5ac
+_GANS = dict(lean='no uncertainty', lean_max='uncertainty max') # what the demo trains
+
+def _demo_gan(name, r, train, size, steps, seed, device, out):
+    "Train one recipe of the demo; its generator, its fixed-latent frames, its learner."
+    from cxr_gan.recipes import learner
+    from cxr_gan.training import Monitor, Ticker, save_network
+    l, watch = learner(r, train, size, seed, device, path=out), Monitor(max(1, steps//4), per_class=6)
+    with l.no_bar(), l.no_logging(): l.fit_for(steps=steps, cbs=[watch, Ticker(steps, 5, say, f'{name}: ')])
+    save_network(l.model.best, out/name/'generator', classes=train.classes, steps=l.steps)
+    watch.animation(out/name/'progress.gif')
+    return l, watch
+
+def _demo_figures(train, test, gans, pools, ex):
+    "The demo's pictures by name."
+    import matplotlib.pyplot as plt
+    import torch
+    from cxr_gan.core import show_grid
+    from cxr_gan.tsne import joint_embedding, plot_tsne
+    k = train.n_classes
+    few = torch.cat([test.images[test.labels == c][:8] for c in range(k)])
+    figs = dict(films=show_grid(few, 8, rows=test.classes).figure)
+    for name, (l, watch) in gans.items():
+        fig, axs = plt.subplots(1, len(watch.frames), figsize=(2.6*len(watch.frames), .5*k+.6), dpi=72)
+        for i, ax in enumerate(axs): watch.show(i, train.classes if i == 0 else None, ax=ax)
+        fig.tight_layout(); figs[name] = fig; figs[name+' curves'] = l.plot_history()
+    n = min(len(test), 300)
+    sets = {'real': (ex(test.images[:n]), test.labels[:n]), **{g: (ex(p.images[:n]), p.labels[:n]) for g, p in pools.items()}}
+    figs['t-SNE'] = plot_tsne(joint_embedding(sets, train.classes, perplexity=min(30, len(sets)*n/4), features=ex.name))[0].figure
+    return figs
+
+def _demo_page(out, data, train, test, steps, figs, scores, results, seed):
+    "The demo's page, in the order of the path."
+    from cxr_gan.classification import results_table
+    from cxr_gan.metrics import table
+    what = f'{len(train)} films of {data} at {train.size} pixels to train on, {len(test)} unseen ones to test'
+    parts = [('Films', what, figs['films'], str(train.counts()))]
+    for g, about in _GANS.items():
+        parts += [(f'GAN: {g} ({about})', f'{steps} steps; the same latents as training goes on, a row a class.', figs[g], None), (f'{g}: how the game went', 'Losses, accuracy of the discriminator, its uncertainty.', figs[g+' curves'], None)]
+    parts += [(f'Distances: {g}', 'Beside each number, its floor: what as many real training films get.', None, table(rows)) for g, rows in scores.items()]
+    parts += [(f'Classifiers: {g}', 'Trained on real films, on half and half, on generated films alone; tested on unseen real films. One seed: not a result.', None, results_table(rows)) for g, rows in results.items()]
+    parts += [('t-SNE', 'Real (dots) and generated (crosses) films in one map of features. Distances between clusters and their sizes mean nothing.', figs['t-SNE'], None)]
+    write_page(out/'index.html', f'cxr_gan demo, seed {seed}', parts)
+
+# %% ../nbs/15_cli.ipynb #fcfe694c
+@command
+def demo(
+    data:str=typer.Option('phantom:600', help='folder, .npz file, or phantom:N'),
+    out:Path=typer.Option(Path('demo'), help='folder for the page, the numbers and the generators'),
+    size:int=typer.Option(32, help='side of the films, a power of two'),
+    steps:int=typer.Option(1200, help='training steps of each GAN'),
+    width:int=typer.Option(16, help='width of the networks'),
+    bs:int=typer.Option(32, help='batch size of the GANs and of the classifiers'),
+    epochs:int=typer.Option(16, help='epochs of each classifier'),
+    seed:int=typer.Option(0, help='of everything'),
+    device:Optional[str]=typer.Option(None, help='cpu, cuda, mps; the best there is if left out'),
+):
+    "The whole path on phantoms or on --data: films, two GANs, distances, classifiers, t-SNE, a page."
+    import time; start = time.monotonic()
+    say(f'demo: reading {data}')
+    import matplotlib; matplotlib.use('agg')
+    from cxr_gan.classification import run_arms
+    from cxr_gan.core import save_json
+    from cxr_gan.data import ImageSet, split_set
+    from cxr_gan.metrics import domain_extractor, evaluate_images
+    from cxr_gan.recipes import recipe
+    from cxr_gan.training import sample
+    train, test = (films(data, size, part, seed=seed) for part in ('train', 'test'))
+    if train.files == test.files and not data.startswith('phantom'): train, test = split_set(train, .3, seed)
+    gans = {g: _demo_gan(g, recipe(g, width=width, bs=bs), train, size, steps, seed, device, out) for g in _GANS}
+    say('demo: training the feature network on the real films, then measuring')
+    ex = domain_extractor(train, seed=seed, device=device)
+    nets = {g: l.model.best for g, (l, _) in gans.items()}
+    scores = {g: evaluate_images(lambda n, y, s, net=net: sample(net, n, y, s), test, train, ex, n=min(len(test), len(train)), seed=seed) for g, net in nets.items()}
+    pools = {}
+    for g, net in nets.items():
+        x, y = sample(net, len(train), train.labels, seed+1); pools[g] = ImageSet(x, y, train.classes)
+    results = {}
+    for g, pool in pools.items():
+        say(f'demo: classifiers with the films of {g}')
+        real = [r for rows in results.values() for r in rows if r.arm == 'real']
+        results[g] = real+run_arms(train, test, pool, ('half', 'generated') if real else ('real', 'half', 'generated'), (seed,), epochs, bs, valid=0, device=device)
+    say('demo: t-SNE and the page')
+    _demo_page(out, data, train, test, steps, _demo_figures(train, test, gans, pools, ex), scores, results, seed)
+    summary = dict(data=data, size=size, steps=steps, width=width, seed=seed, seconds=round(time.monotonic()-start), films=dict(train=train.counts(), test=test.counts()),
+        scores={g: [r.to_dict() for r in rows] for g, rows in scores.items()}, classifiers={g: [r.to_dict() for r in rows] for g, rows in results.items()})
+    save_json(summary, out/'demo.json')
+    for g, rows in results.items(): print(f'{g}: accuracy on unseen films, trained on '+', '.join(f'{r.arm} {r.accuracy:.3f}' for r in rows))
+    say(f"{out/'index.html'} is the page, {out/'demo.json'} has the numbers; {summary['seconds']} s")

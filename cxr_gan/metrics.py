@@ -25,7 +25,7 @@ from .architectures import SmallCNN
 from .core import pick_device, resize, rng, set_seed, to_float, whole_file
 from .data import ImageSet, resident_loaders
 
-# %% ../nbs/07_metrics.ipynb #a32cfc53
+# %% ../nbs/07_metrics.ipynb #3458077c
 def _pair(
     a, # (n,d) features
     b, # (m,d) features of the same extractor
@@ -36,7 +36,8 @@ def _pair(
     for x in (a, b):
         if x.ndim != 2: raise ValueError(f'found features of shape {x.shape}, expected (n,d): one row per image')
         if len(x) < least: raise ValueError(f'found {len(x)} images, expected at least {least}')
-        if not np.isfinite(x).all(): raise ValueError(f'found NaN or infinity in {(~np.isfinite(x)).any(1).sum()} of {len(x)} rows of features: look at the images they come from')
+        bad = (~np.isfinite(x)).any(1).sum()
+        if bad: raise ValueError(f'found NaN or infinity in {bad} of {len(x)} rows of features: look at the images they come from')
     if a.shape[1] != b.shape[1]: raise ValueError(f'found features of {a.shape[1]} and {b.shape[1]} dimensions, expected the same extractor for both sets')
     return a, b
 
@@ -106,7 +107,7 @@ def kernel_distance(
     mmd = within/(m*(m-1)) - 2*_subset_sums(a, b, s, t)/m**2
     return float(mmd.mean()), float(mmd.std())
 
-# %% ../nbs/07_metrics.ipynb #b2e8d8d8
+# %% ../nbs/07_metrics.ipynb #5d2737c3
 def inception_score(
     probs:Tensor, # (n,k), rows sum to one
     splits:int=1, # parts, each with a score of its own
@@ -114,7 +115,7 @@ def inception_score(
     "exp E KL(p(y|x) || p(y)) (Salimans et al. 2016). Raises ValueError on rows that are not probabilities."
     p = torch.as_tensor(probs).detach().cpu().double()
     if p.dim() != 2 or not 1 <= splits <= len(p): raise ValueError(f'found shape {tuple(p.shape)} and {splits} splits, expected (n,k) and 1 to n splits')
-    if not torch.allclose(p.sum(1), torch.ones(len(p), dtype=p.dtype), atol=1e-3) or (p < 0).any(): raise ValueError('found rows that are not probabilities: apply softmax to logits first')
+    if (p < 0).any() or ((p.sum(1)-1).abs() > 1e-3).any(): raise ValueError('found rows that are not probabilities: apply softmax to logits first')
     n, kl = len(p), lambda q: (torch.xlogy(q, q)-torch.xlogy(q, q.mean(0))).sum(1).mean()
     scores = torch.stack([kl(p[i*n//splits:(i+1)*n//splits]).exp() for i in range(splits)])
     return float(scores.mean()), float(scores.std(correction=0))
@@ -210,7 +211,7 @@ def _fetch(
     with whole_file(path) as tmp: tmp.write_bytes(data)
     return path
 
-# %% ../nbs/07_metrics.ipynb #11b0af36
+# %% ../nbs/07_metrics.ipynb #28207ef5
 _MEAN, _STD = (.485, .456, .406), (.229, .224, .225)
 
 def _build(name, device=None):
@@ -260,7 +261,8 @@ def network_extractor(
     state, sha = _read_weights(weights if weights is not None else _fetch(_url(name), name))
     net = _fill(_build(name), state, name)
     device = pick_device(device)
-    body, (mean, std) = _pooled(net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)), (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
+    body = _pooled(net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last))
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
     def encode(x):
         x = F.interpolate(x.float(), size=(size, size), mode='bilinear', antialias=True, align_corners=False).div(255).expand(-1, 3, -1, -1)
         return body(torch.rot90((x-mean)/std, rotate//90, (2, 3)).contiguous(memory_format=torch.channels_last))
@@ -286,7 +288,7 @@ def _fill(
     net.load_state_dict(state)
     return net
 
-# %% ../nbs/07_metrics.ipynb #29d4f540
+# %% ../nbs/07_metrics.ipynb #99d97d70
 def inception_extractor(
     weights=None, # weights-inception-2015-12-05-6726825d.pth; None downloads it
     layer:str='2048', # or '64', '192', '768': features of an earlier layer
@@ -300,13 +302,14 @@ def inception_extractor(
     torch.save(state, safe := io.BytesIO()); safe.seek(0)
     try:
         with torch.random.fork_rng(devices=[]): net = FeatureExtractorInceptionV3('inception-v3-compat', [layer], feature_extractor_weights_path=safe)
-    except RuntimeError as e: raise ValueError(f"the weight file does not fit torch-fidelity's Inception ({str(e).splitlines()[0]}): expected weights-inception-2015-12-05-6726825d.pth") from e
+    except RuntimeError as e:
+        raise ValueError(f"the weight file does not fit torch-fidelity's Inception ({str(e).splitlines()[0]}): expected weights-inception-2015-12-05-6726825d.pth") from e
     device = pick_device(device); net = net.to(device, memory_format=torch.channels_last)
     encode = lambda x: net(x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last))[0]
     head = (lambda f: f@net.fc.weight.T) if layer == '2048' else None
     return Extractor('inception' if layer == '2048' else f'inception-{layer}', encode, '299 bilinear as TensorFlow 1', 299, sha, head, device, bs)
 
-# %% ../nbs/07_metrics.ipynb #456c84d8
+# %% ../nbs/07_metrics.ipynb #87f8f2e1
 @contextmanager
 def _own_seed(
     seed:int, # of everything drawn inside
@@ -352,7 +355,8 @@ def domain_extractor(
     progress:bool=False, # fastai's bar and table
 )->Extractor:
     "Features of a `SmallCNN` trained on the spot to tell the classes of `train`. Raises ValueError for less than two classes."
-    if sum(n > 0 for n in train.counts().values()) < 2: raise ValueError(f'found films of {train.counts()}, expected at least two classes: a `domain` network learns by telling them apart')
+    if sum(n > 0 for n in train.counts().values()) < 2:
+        raise ValueError(f'found films of {train.counts()}, expected at least two classes: a `domain` network learns by telling them apart')
     device, size = pick_device(device), min(size, train.size)
     with _own_seed(seed): net = SmallCNN(train.n_classes, train.channels, width=width)
     train_classifier(net, train.resized(size), epochs=epochs, bs=32, lr=1e-2, seed=seed, device=device, progress=progress)
@@ -378,7 +382,7 @@ def make_extractor(
     if name not in network_names(): raise ValueError(f"extractor {name!r} is not known: expected 'pixels', 'domain', 'inception' or a torchvision network such as 'squeezenet1_0' or 'resnet18'")
     return network_extractor(name, weights, device)
 
-# %% ../nbs/07_metrics.ipynb #6a79c605
+# %% ../nbs/07_metrics.ipynb #0c134091
 @dataclass(frozen=True)
 class Score:
     "One measured number with everything it depends on."
@@ -407,7 +411,8 @@ def check_comparable(
 ):
     "Raises ValueError when scores differ in anything but the generator: extractor, d, weights, resize, numbers of films, size or reference."
     for f in ('metric', *_CONTEXT):
-        if len(found := {getattr(s, f) for s in scores}) > 1: raise ValueError(f"these scores cannot be compared: {f} is {' and '.join(sorted(map(str, found)))}")
+        found = {getattr(s, f) for s in scores}
+        if len(found) > 1: raise ValueError(f"these scores cannot be compared: {f} is {' and '.join(sorted(map(str, found)))}")
 
 def table(
     scores, # of one or several evaluations
@@ -415,15 +420,15 @@ def table(
     "Scores as aligned text, with a line for each setting they were measured in."
     num = lambda v: '' if v is None else f'{v:.4g}' if abs(v) < 1e3 else f'{v:.0f}'
     err = lambda s: f'± {num(s.std)}' if s.std is not None else f'(± {num(s.subset_std)} over subsets)' if s.subset_std is not None else ''
-    settings = list(dict.fromkeys(tuple(getattr(s, f) for f in (*_CONTEXT, 'real_size', 'sets', 'seed')) for s in scores))
+    setting = lambda s: (f"{s.extractor}, {s.d}-d{s.weights and f', weights {s.weights}'}; input {s.resize}; {s.n_real} real ({s.reference}, {s.real_size} px) "
+        f"against {s.n_fake} {f'generated x {s.sets}' if s.sets else 'other real'}, at {s.size} px, seed {s.seed}")
     lines = [('metric', 'value', '', 'floor')]
-    for c in settings:
-        lines += [(s.metric, num(s.value), err(s), num(s.floor)) for s in scores if tuple(getattr(s, f) for f in (*_CONTEXT, 'real_size', 'sets', 'seed')) == c]
-        lines.append('{0}, {1}-d{9}; input {3}; {4} real ({7}, {10} px) against {5} {11}, at {6} px, seed {12}'.format(*c[:8], None, f', weights {c[2]}' if c[2] else '', c[8], f'generated x {c[9]}' if c[9] else 'other real', c[10]))
+    for c in dict.fromkeys(map(setting, scores)): lines += [*((s.metric, num(s.value), err(s), num(s.floor)) for s in scores if setting(s) == c), c]
     wide = [max(len(l[i]) for l in lines if isinstance(l, tuple)) for i in range(4)]
-    return '\n'.join('  '.join(f'{v:<{w}}' if i in (0, 2) else f'{v:>{w}}' for i, (v, w) in enumerate(zip(l, wide))).rstrip() if isinstance(l, tuple) else l for l in lines)
+    row = lambda l: '  '.join(f'{v:<{w}}' if i in (0, 2) else f'{v:>{w}}' for i, (v, w) in enumerate(zip(l, wide))).rstrip()
+    return '\n'.join(row(l) if isinstance(l, tuple) else l for l in lines)
 
-# %% ../nbs/07_metrics.ipynb #67156a83
+# %% ../nbs/07_metrics.ipynb #b156504b
 def class_labels(
     counts, # films of each class in the reference
     n:int, # how many labels
@@ -442,11 +447,12 @@ def _floor_films(
 )->Tensor: # uint8 (n,c,h,w)
     "n films of `train` in the reference's class proportions. Raises ValueError when there are too few."
     if list(train.classes) != list(reference.classes): raise ValueError(f'found classes {list(train.classes)} in train, expected those of the reference, {list(reference.classes)}')
-    if train.images.shape == reference.images.shape and torch.equal(train.images, reference.images): raise ValueError('train and reference are the same films: the floor would be zero')
+    if torch.equal(train.images, reference.images): raise ValueError('train and reference are the same films: the floor would be zero')
     idx, want = [], class_labels(list(reference.counts().values()), n).bincount(minlength=reference.n_classes)
     for c, k in enumerate(want.tolist()):
         have = (train.labels == c).nonzero()[:, 0]
-        if len(have) < k: raise ValueError(f'the floor needs {k} films of {reference.classes[c]} from train, found {len(have)}: ask for fewer generated films (n=) or leave train out')
+        if len(have) < k:
+            raise ValueError(f'the floor needs {k} films of {reference.classes[c]} from train, found {len(have)}: ask for fewer generated films (n=) or leave train out')
         idx.append(have[torch.randperm(len(have), generator=rng(seed+c))[:k]])
     return train.images[torch.cat(idx)]
 
@@ -462,7 +468,7 @@ def _values(
     if getattr(extractor, 'head', None) is not None: out['inception score'] = inception_score(extractor.probs(fake))[0], None
     return out
 
-# %% ../nbs/07_metrics.ipynb #4dcacaef
+# %% ../nbs/07_metrics.ipynb #1aeb946e
 def _fake_sets(
     make, # callable or fixed images
     reference:ImageSet, # gives the class proportions
@@ -497,12 +503,20 @@ def real_floor(
     v = _values(extractor, real := extractor(resize(reference.images, size)), extractor(films))
     return [replace(s, sets=0) for s in _scores([v], None, extractor, real.shape, n, size, reference, seed)]
 
-def _scores(sets, floor, extractor, real_shape, n_fake, size, reference, seed):
+def _scores(
+    sets:list, # one dict of `_values` for each latent set
+    floor:Optional[dict], # metric -> value
+    extractor, # that the features come from
+    real_shape, # (n,d) of the reference's features
+    n_fake:int, size:int, reference:ImageSet, seed:int, # as in `Score`
+)->list:
     "One Score for each metric."
     split = '+'.join(sorted(set(reference.splits)-{''})) or 'reference'
     mean = lambda v: None if v[0] is None else float(np.mean(v))
-    return [Score(m, mean([s[m][0] for s in sets]), float(np.std([s[m][0] for s in sets])) if len(sets) > 1 else None, floor[m] if floor else None, mean([s[m][1] for s in sets]),
-        extractor.name, real_shape[1], getattr(extractor, 'weights', ''), getattr(extractor, 'resize', ''), real_shape[0], n_fake, size, reference.size, split, len(sets), seed) for m in sets[0]]
+    std = lambda v: float(np.std(v)) if len(v) > 1 else None
+    setting = (extractor.name, real_shape[1], getattr(extractor, 'weights', ''), getattr(extractor, 'resize', ''), real_shape[0], n_fake, size, reference.size, split, len(sets), seed)
+    columns = {m: list(zip(*(s[m] for s in sets))) for m in sets[0]} # values, spreads over subsets
+    return [Score(m, mean(v), std(v), floor[m] if floor else None, mean(sub), *setting) for m, (v, sub) in columns.items()]
 
 def evaluate_images(
     make, # (n, labels, seed) -> uint8 (n,c,s,s), asked once per latent set; or uint8 (n,c,s,s), one fixed set

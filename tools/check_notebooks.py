@@ -5,7 +5,7 @@
 
 Each check is one small function from the notebooks to lines of the form `notebook, cell: what is wrong; what to do`.
 """
-import argparse, ast, json, os, re, shutil, sys, tempfile, time, tokenize
+import argparse, ast, builtins, json, os, re, shutil, sys, tempfile, time, tokenize
 from collections import Counter, defaultdict
 from configparser import ConfigParser
 from dataclasses import dataclass, field
@@ -201,15 +201,29 @@ def docstrings(books, root):
                 if isinstance(d, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not d.name.startswith('_') and not ast.get_docstring(d):
                     yield f'{b.name}, cell {c.id}: `{d.name}` has no docstring; one line, with its source if it has one'
 
+def names(node):
+    "(names bound, names read) anywhere in a syntax tree."
+    bound, read = set(), set()
+    for n in ast.walk(node):
+        if isinstance(n, ast.Name): (read if isinstance(n.ctx, ast.Load) else bound).add(n.id)
+        elif isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): bound.add(n.name)
+        elif isinstance(n, ast.arg): bound.add(n.arg)
+        elif isinstance(n, ast.alias): bound.add((n.asname or n.name).split('.')[0])
+        elif isinstance(n, ast.ExceptHandler) and n.name: bound.add(n.name)
+    return bound, read
+
 def mixed_imports(books, root):
     "The documentation job runs each cell that imports, without the lessons before it (`exec_show_docs` of nbdev)."
     for b in books:
-        if not b.modules: continue
-        for c in b.code:
-            body = (tree(c.body) or ast.Module([], [])).body
-            found = any(isinstance(n, (ast.Import, ast.ImportFrom)) for d in body for n in ast.walk(d))
-            if found and not c.exported and c.directives.get('eval:') != 'false' and not all(isinstance(d, (ast.Import, ast.ImportFrom)) for d in body):
-                yield f'{b.name}, cell {c.id}: imports and does other things, so the documentation job runs it alone and fails; move the import to the cell of imports'
+        known = {*dir(builtins), 'display', 'get_ipython'}
+        for c in b.code if b.modules else []:
+            body = tree(c.body) or ast.Module([], [])
+            imports = any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.walk(body))
+            if not (c.exported or imports and c.directives.get('eval:') != 'false'): continue
+            bound, read = names(body)
+            if not c.exported and (missing := sorted(read-bound-known)):
+                yield f'{b.name}, cell {c.id}: imports, so the documentation job runs it, without the lesson that defines {", ".join(missing)}; move the import to a cell of imports'
+            known |= bound
 
 def title_cells(books, root):
     "nbdev turns the whole title cell into the page's front matter: other text in it never reaches the site."

@@ -1,0 +1,145 @@
+"The command line as a user meets it: a run from films to numbers, going on after a stop, and what it says to bad input."
+import errno, json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from cxr_gan.cli import app
+from cxr_gan.core import save_png
+from cxr_gan.phantom import make_phantoms
+
+def cxr(*args, ok=True):
+    "Run a command in this process; returns what it printed, errors included."
+    r = CliRunner().invoke(app, [str(a) for a in args])
+    text = r.output
+    assert (r.exit_code == 0) == ok, text
+    if not ok: assert r.exit_code in (1, 2) and 'Traceback' not in text, text
+    return text
+
+TINY = ('--size', 16, '--width', 4, '--bs', 8, '--device', 'cpu')
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "Phantoms as PNG in train/test folders of three classes."
+    root, p = tmp_path_factory.mktemp('films'), make_phantoms(36, 24, seed=3)
+    for i, (x, y) in enumerate(zip(p.images, p.labels)): save_png(x, root/('train' if i < 24 else 'test')/('covid', 'normal', 'Viral Pneumonia')[y]/f'{i}.png')
+    return root
+
+@pytest.fixture(scope='module')
+def run(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp('runs')/'run'
+    cxr('train', 'lean_max', '--data', folder, '--out', out, '--steps', 5, '--every', 3, *TINY)
+    return out
+
+def test_help_is_light():
+    code = "import sys, cxr_gan.cli; sys.exit(bool({'torch', 'fastai', 'matplotlib', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+    for c in ('demo', 'data', 'train', 'generate', 'evaluate', 'recipes'): assert c in cxr('--help') and '--help' in cxr(c, '--help')
+
+def test_a_run_is_a_whole_folder(run):
+    assert {'run.json', 'checkpoint.safetensors', 'curves.png', 'history.npz', 'progress.gif', 'generator', 'samples'} == {p.name for p in run.iterdir()}
+    plan = json.loads((run/'run.json').read_text())
+    assert plan['films'] == {'covid': 8, 'normal': 8, 'Viral Pneumonia': 8} and plan['recipe']['name'] == 'lean_max' and set(plan['versions']) >= {'torch', 'fastai', 'cxr_gan'}
+    assert [p.name for p in sorted((run/'samples').iterdir())] == ['step_0000000.png', 'step_0000003.png']
+
+def test_generate(run, tmp_path):
+    cxr('generate', run, '--n', 7, '--out', tmp_path/'all', '--seed', 4)
+    assert sorted(p.relative_to(tmp_path/'all').as_posix() for p in (tmp_path/'all').rglob('*.png')) == sorted(['contact_sheet.png', *[f'{c}/seed4_{i:05d}.png' for i, c in enumerate(['covid', 'normal', 'Viral Pneumonia']*3) if i < 7]])
+    cxr('generate', run, '--n', 2, '--label', 'covid', '--out', tmp_path/'one', '--seed', 4)
+    assert [p.parent.name for p in sorted((tmp_path/'one').rglob('seed*.png'))] == ['covid']*2
+    assert Image.open(next((tmp_path/'one').rglob('seed*.png'))).size == (16, 16)
+    assert 'expected' in cxr('generate', run, '--label', 'flu', '--out', tmp_path/'x', ok=False)
+    assert 'at least one' in cxr('generate', run, '--n', 0, '--out', tmp_path/'x', ok=False)
+    assert 'found no config.json' in cxr('generate', tmp_path, '--out', tmp_path/'x', ok=False)
+
+def test_evaluate_a_run_and_a_folder(run, folder, tmp_path):
+    text = cxr('evaluate', '--real', folder, '--fake', run, '--extractor', 'pixels', '--sets', 2, '--json', tmp_path/'s.json', '--device', 'cpu')
+    rows = json.loads((tmp_path/'s.json').read_text())['scores']
+    assert 'FD-pixels' in text and {r['metric'] for r in rows} >= {'FD-pixels', 'KID-pixels', 'precision', 'recall'}
+    assert all((r['size'], r['sets'], r['n_real'], r['n_fake'], r['reference']) == (16, 2, 12, 12, 'test') and r['floor'] is not None for r in rows)
+    cxr('generate', run, '--n', 12, '--out', tmp_path/'fakes'); (tmp_path/'fakes'/'contact_sheet.png').unlink()
+    cxr('evaluate', '--real', folder, '--fake', tmp_path/'fakes', '--extractor', 'pixels', '--json', tmp_path/'f.json')
+    assert all(r['sets'] == 1 and r['std'] is None for r in json.loads((tmp_path/'f.json').read_text())['scores'])
+    assert 'no weight file' in cxr('evaluate', '--real', folder, '--fake', run, '--extractor', 'squeezenet1_0', '--weights', tmp_path/'no.pth', ok=False)
+    assert 'is not known' in cxr('evaluate', '--real', folder, '--fake', run, '--extractor', 'squeezenet9', ok=False)
+
+def test_resume_equals_no_interruption(folder, tmp_path):
+    a, b = tmp_path/'a', tmp_path/'b'
+    common = ('train', 'lean_min', '--data', folder, *TINY)
+    cxr(*common, '--out', a, '--steps', 7)
+    cxr(*common, '--out', b, '--steps', 4); cxr(*common, '--out', b, '--steps', 7, '--resume')
+    assert (a/'generator'/'model.safetensors').read_bytes() == (b/'generator'/'model.safetensors').read_bytes()
+    assert 'holds a run already' in cxr(*common, '--out', b, '--steps', 9, ok=False)
+    assert 'found no run to resume' in cxr(*common, '--out', tmp_path/'c', '--steps', 9, '--resume', ok=False)
+    assert 'is a run of lean_min' in cxr('train', 'lean', '--out', b, '--steps', 9, '--resume', ok=False)
+    whole = (b/'checkpoint.safetensors').read_bytes(); (b/'checkpoint.safetensors').write_bytes(whole[:len(whole)//2])
+    assert 'is damaged' in cxr(*common, '--out', b, '--steps', 9, '--resume', ok=False)
+
+def test_killed_run_goes_on(tmp_path):
+    out = tmp_path/'run'
+    cmd = [sys.executable, '-c', 'from cxr_gan.cli import main; main()', 'train', 'lean', '--data', 'phantom:24', '--out', str(out), '--steps', '100000', '--every', '5', *map(str, TINY)]
+    p = subprocess.Popen(cmd, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            if (out/'checkpoint.safetensors').exists() or p.poll() is not None: break
+            time.sleep(.1)
+        time.sleep(.3)
+    finally: p.send_signal(signal.SIGKILL); p.wait()
+    assert (out/'checkpoint.safetensors').exists()
+    from cxr_gan.training import load_tree
+    at = load_tree(out/'checkpoint.safetensors')['steps']; assert at >= 5
+    assert f'going on from step {at}' in cxr('train', 'lean', '--data', 'phantom:24', '--out', out, '--steps', at+2, '--resume', *TINY)
+
+@pytest.mark.parametrize('args, says', [
+    (('train', 'cgann', '--steps', 1), 'known: lean'),
+    (('train', 'lean'), 'give --epochs, --steps or --minutes'),
+    (('train', 'lean', '--steps', 1, '--size', 48), 'power of two'),
+    (('train', 'lean', '--steps', 1, '--data', 'phantom:none'), 'phantom:N'),
+    (('train', 'lean', '--steps', 1, '--data', 'phantom:9', '--size', 16, '--bs', 32), 'expected at least one batch of 32'),
+    (('train', 'lean', '--steps', 1, '--data', '/no/such/folder'), 'no such folder'),
+    (('train', 'lean', '--steps', 1, '--data', 'phantom:24', '--class', 'flu', '--size', 16), 'flu'),
+    (('train', 'lean', '--steps', 1, '--data', 'phantom:48', '--size', 16, '--device', 'toaster'), "try 'cpu'")])
+def test_bad_input_is_a_sentence(args, says, tmp_path):
+    assert says in cxr(*args, '--out', tmp_path/'r', ok=False)
+    assert not (tmp_path/'r'/'generator').exists()
+
+def test_empty_folder(tmp_path):
+    (tmp_path/'empty').mkdir(); assert 'found no films' in cxr('data', tmp_path/'empty', ok=False)
+
+def test_unwritable_and_full(run, tmp_path, monkeypatch):
+    (tmp_path/'file').write_text('x')
+    assert 'choose another folder' in cxr('generate', run, '--n', 2, '--out', tmp_path/'file'/'sub', ok=False)
+    def full(fd): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path))
+    monkeypatch.setattr(os, 'fsync', full)
+    assert 'No space left' in cxr('generate', run, '--n', 2, '--out', tmp_path/'full', ok=False)
+    assert not [p for p in (tmp_path/'full').rglob('*') if p.is_file()], 'nothing half-written is left'
+    before = (run/'checkpoint.safetensors').read_bytes()
+    assert 'No space left' in cxr('train', 'lean_max', '--out', run, '--steps', 9, '--resume', *TINY, ok=False)
+    assert (run/'checkpoint.safetensors').read_bytes() == before, 'the last good checkpoint is whole'
+
+@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='the superuser may write anywhere')
+def test_read_only_folder(run, tmp_path):
+    (tmp_path/'ro').mkdir(); (tmp_path/'ro').chmod(0o555)
+    assert 'choose another folder' in cxr('generate', run, '--n', 2, '--out', tmp_path/'ro'/'x', ok=False)
+
+def test_recipes_and_data(folder):
+    rows = {r['name']: r for r in json.loads(cxr('recipes', '--json'))}
+    assert (rows['cgan']['generator_trainable'], rows['cgan']['discriminator_trainable'], rows['cgan']['generator_total']) == (4_786_747, 5_613_463, 4_819_515)
+    assert rows['cgan_max']['uncertainty'] == dict(mode='max', alpha=1.) and 'd_opt' in rows['dcgan'] and 'cgan_min' in cxr('recipes')
+    card = cxr('data', folder); assert 'Viral Pneumonia' in card and '36' in card
+
+def test_unconditional_run(tmp_path):
+    cxr('train', 'dcgan', '--data', 'phantom:24', '--out', tmp_path/'r', '--steps', 2, *TINY)
+    cxr('generate', tmp_path/'r', '--n', 3, '--out', tmp_path/'g'); assert len(list((tmp_path/'g'/'films').glob('*.png'))) == 3
+    assert 'unconditional' in cxr('generate', tmp_path/'r', '--label', '0', '--out', tmp_path/'g2', ok=False)
+    cxr('evaluate', '--real', 'phantom:24', '--fake', tmp_path/'r', '--extractor', 'pixels', '--sets', 2)
+
+@pytest.mark.parametrize('data', ['phantom:48', 'folder'])
+def test_demo(data, folder, tmp_path):
+    cxr('demo', '--data', folder if data == 'folder' else data, '--size', 16, '--steps', 4, '--width', 4, '--epochs', 1, '--out', tmp_path/'demo', '--device', 'cpu', *(() if data != 'folder' else ('--bs', 8)))
+    page, numbers = (tmp_path/'demo'/'index.html').read_text(), json.loads((tmp_path/'demo'/'demo.json').read_text())
+    assert page.count('data:image/png;base64,') == 6 and 'precision' in page
+    assert {r['arm'] for r in numbers['classifiers']['lean_max']} == {'real', 'half', 'generated'} and all(r['floor'] is not None for r in numbers['scores']['lean'])
