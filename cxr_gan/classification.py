@@ -4,12 +4,10 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'ImageNetClassifier', 'make_classifier', 'MixedLoader', 'mixed_loaders', 'Result', 'scores', 'mean_std',
-           'Summary', 'summarise', 'results_table', 'plot_confusion', 'plot_arms', 'BestEpoch', 'fit_classifier',
-           'predict', 'run_arms']
+           'Summary', 'summarise', 'results_table', 'plot_confusion', 'plot_arms', 'BestEpoch', 'predict', 'run_arms']
 
-# %% ../nbs/08_classification.ipynb #ae9a4817
+# %% ../nbs/08_classification.ipynb #7f626d8f
 import copy
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Optional
 
@@ -17,19 +15,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-import fastai.callback.schedule, fastai.callback.progress # they give every Learner its one-cycle schedule and its bar
 from fastai.callback.core import CancelFitException
 from fastai.callback.tracker import TrackerCallback
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner
-from fastai.metrics import accuracy
 from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .architectures import SmallCNN
 from .core import pick_device, resize, rng, to_float
 from .data import ImageSet, ResidentLoader, split_set
-from .metrics import _build, _fetch, _fill, _MEAN, _own_seed, _read_weights, _STD, _url, network_names
+from .metrics import _build, _fetch, _fill, _MEAN, _own_seed, _read_weights, _STD, _url, fit_classifier, network_names
 
 # %% ../nbs/08_classification.ipynb #4f3efdf8
 class ImageNetClassifier(nn.Module):
@@ -333,7 +328,7 @@ def plot_arms(
     ax.set_xlabel('trained on'); ax.set_ylabel(f'accuracy, {rows[0].n} test films'); ax.grid(axis='y', alpha=.25)
     return ax
 
-# %% ../nbs/08_classification.ipynb #f21b661b
+# %% ../nbs/08_classification.ipynb #cc001798
 class BestEpoch(TrackerCallback):
     "Stops when the validation loss has not fallen for some epochs, and puts the weights of the best epoch back; in memory and without a word."
     def __init__(self,
@@ -351,23 +346,9 @@ class BestEpoch(TrackerCallback):
     def after_fit(self):
         if self.state is not None: self.model.load_state_dict(self.state)
 
-def fit_classifier(
-    net:nn.Module, # (n,c,h,w) in [-1,1] -> logits; trained in place
-    dls:DataLoaders, # e.g. `mixed_loaders` or `resident_loaders`
-    epochs:int=10, # at most
-    lr:float=1e-2, # highest rate
-    seed:int=0, # of dropout
-    patience:Optional[int]=None, # epochs without a lower validation loss before it stops; None runs all epochs as one cycle
-    progress:bool=False, # fastai's bar and table
-)->Learner:
-    "Fit with fastai: one cycle, or with `patience` a constant rate, early stopping and the best weights. The caller's random stream is not moved."
-    cbs = [] if patience is None else [BestEpoch(patience)]
-    with _own_seed(seed, dls.device):
-        learn = Learner(dls, net.to(dls.device), loss_func=nn.CrossEntropyLoss(), metrics=accuracy, cbs=cbs)
-        with nullcontext() if progress else learn.no_bar(), nullcontext() if progress else learn.no_logging():
-            learn.fit_one_cycle(epochs, lr) if patience is None else learn.fit(epochs, lr)
-    net.eval()
-    return learn
+def _fit(net, dls, epochs, lr, seed, patience, progress=False):
+    "One cycle, or with `patience` a constant rate, early stopping and the best weights."
+    return fit_classifier(net, dls, epochs, lr, seed, patience and [BestEpoch(patience)], patience is None, progress)
 
 def predict(
     net:nn.Module, # (n,c,h,w) in [-1,1] -> logits
@@ -381,7 +362,7 @@ def predict(
         with torch.no_grad(): return torch.cat([net(x).softmax(1).cpu() for x, _ in ResidentLoader(films, bs, shuffle=False, device=dev)])
     finally: net.train(was)
 
-# %% ../nbs/08_classification.ipynb #5ee9c69f
+# %% ../nbs/08_classification.ipynb #2e86eb0c
 ARMS = dict(real=0., half=.5, generated=1.) # generated part of a batch
 
 def run_arms(
@@ -411,7 +392,7 @@ def run_arms(
         for arm in arms:
             with _own_seed(seed): net = make(real.n_classes, real.channels)
             dls = mixed_loaders(train, held, generated, bs, ARMS[arm], mixing if arm == 'half' else 'exact', device, seed)
-            learn = fit_classifier(net, dls, epochs, lr, seed, patience, progress)
+            learn = _fit(net, dls, epochs, lr, seed, patience, progress)
             name = network if isinstance(network, str) else getattr(net, 'name', type(net).__name__)
             out.append(scores(test.labels, predict(net, test).argmax(1), real.classes, arm, seed, network=name, size=real.size,
                 epochs=len(learn.recorder.values), steps=len(dls.train), bs=bs, n_train=len(train), mixing=mixing if arm == 'half' else ''))

@@ -77,7 +77,7 @@ def data(
         path = str(fetch(path))
     films(path, size, on_error=on_error).describe()
 
-# %% ../nbs/15_cli.ipynb #14f2fd26
+# %% ../nbs/15_cli.ipynb #ed6473ce
 def _write_run(run, l, monitor, classes):
     "Leave the results of a training in its folder."
     from cxr_gan.core import whole_file
@@ -101,14 +101,17 @@ def _plan(out, recipe_name, data, resume, **given):
         return plan
     if file.exists(): raise ValueError(f'{out} holds a run already; add --resume to go on with it, or name another folder')
     from dataclasses import asdict
-    from cxr_gan.recipes import recipe
+    from cxr_gan.recipes import override, recipe
     import cxr_gan, fastai, torch
     r = recipe(recipe_name, **{k: v for k, v in given.items() if k in ('width', 'bs', 'amp') and v is not None})
+    if given['T'] is not None:
+        if r.uncertainty is None: raise ValueError(f'--passes goes with a recipe that has uncertainty, found {recipe_name}')
+        r = override(r, uncertainty={**r.uncertainty, 'T': given['T']})
     plan = dict(recipe=asdict(r), data=str(data), size=given['size'] or r.size, seed=given['seed'], classes=given['classes'] or None,
         versions=dict(cxr_gan=cxr_gan.__version__, torch=torch.__version__, fastai=fastai.__version__))
     return plan
 
-# %% ../nbs/15_cli.ipynb #6b9f0318
+# %% ../nbs/15_cli.ipynb #7a7dfe7e
 @command
 def train(
     recipe:str=typer.Argument(..., help='a name from: cxr-gan recipes'),
@@ -117,6 +120,7 @@ def train(
     size:Optional[int]=typer.Option(None, help="side of the films, a power of two; the recipe's if left out"),
     width:Optional[int]=typer.Option(None, help="width of both networks; the recipe's if left out"),
     bs:Optional[int]=typer.Option(None, help="batch size; the recipe's if left out"),
+    passes:Optional[int]=typer.Option(None, help="Monte Carlo passes T; the recipe's if left out"),
     classes:Optional[List[str]]=typer.Option(None, '--class', help='only this class; may be repeated'),
     epochs:Optional[int]=typer.Option(None, help='stop after so many epochs in all'),
     steps:Optional[int]=typer.Option(None, help='stop after so many steps in all'),
@@ -129,7 +133,7 @@ def train(
 ):
     "Train a recipe on films and leave a run folder."
     if epochs is None and steps is None and minutes is None: raise ValueError('found no limit: give --epochs, --steps or --minutes')
-    plan = _plan(out, recipe, data, resume, size=size, width=width, bs=bs, amp=amp, seed=seed, classes=classes)
+    plan = _plan(out, recipe, data, resume, size=size, width=width, bs=bs, amp=amp, T=passes, seed=seed, classes=classes)
     from cxr_gan.core import save_json
     from cxr_gan.recipes import Recipe, learner
     from cxr_gan.training import Checkpoint, Monitor, Ticker

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['frechet_distance', 'kernel_distance', 'inception_score', 'precision_recall', 'Extractor', 'pixels_extractor',
-           'network_names', 'network_extractor', 'inception_extractor', 'train_classifier', 'domain_extractor',
+           'network_names', 'network_extractor', 'inception_extractor', 'fit_classifier', 'domain_extractor',
            'make_extractor', 'Score', 'check_comparable', 'table', 'class_labels', 'real_floor', 'evaluate_images']
 
 # %% ../nbs/07_metrics.ipynb #e65657d8
@@ -211,7 +211,7 @@ def _fetch(
     with whole_file(path) as tmp: tmp.write_bytes(data)
     return path
 
-# %% ../nbs/07_metrics.ipynb #28207ef5
+# %% ../nbs/07_metrics.ipynb #3545541d
 _MEAN, _STD = (.485, .456, .406), (.229, .224, .225)
 
 def _build(name, device=None):
@@ -286,6 +286,7 @@ def _fill(
         raise ValueError(f"the weight file does not fit {name}: {len(want.keys()-have.keys())} keys missing, {len(have.keys()-want.keys())} unknown, {len(wrong)} of another shape; "
             f"{'it seems to be for '+' or '.join(seems) if seems else 'it fits no torchvision network'}")
     net.load_state_dict(state)
+    if hasattr(net, 'transform_input'): net.transform_input = True # GoogLeNet and Inception v3 undo ImageNet's scaling inside, with torchvision's weights
     return net
 
 # %% ../nbs/07_metrics.ipynb #99d97d70
@@ -309,7 +310,7 @@ def inception_extractor(
     head = (lambda f: f@net.fc.weight.T) if layer == '2048' else None
     return Extractor('inception' if layer == '2048' else f'inception-{layer}', encode, '299 bilinear as TensorFlow 1', 299, sha, head, device, bs)
 
-# %% ../nbs/07_metrics.ipynb #87f8f2e1
+# %% ../nbs/07_metrics.ipynb #b8092008
 @contextmanager
 def _own_seed(
     seed:int, # of everything drawn inside
@@ -321,28 +322,25 @@ def _own_seed(
         with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []): set_seed(seed); yield
     finally: random.setstate(state[0]); np.random.set_state(state[1])
 
-def train_classifier(
-    net:nn.Module, # (n,c,h,w) in [-1,1] -> logits; trained in place
-    train:ImageSet, # real training split
-    valid:Optional[ImageSet]=None, # measured after each epoch
-    epochs:int=5, # passes over `train`
-    bs:int=64, # batch size
-    lr:float=1e-3, # highest rate of the one-cycle schedule
-    seed:int=0, # order of the batches and dropout
-    device=None, # where it runs
+def fit_classifier(
+    net:nn.Module, # (n,c,h,w) in [-1,1] -> logits; trained in place, left in eval mode
+    dls, # fastai `DataLoaders`, e.g. from `resident_loaders`
+    epochs:int=5, # at most
+    lr:float=1e-3, # highest rate
+    seed:int=0, # of dropout
+    cbs=None, # fastai callbacks
+    one_cycle:bool=True, # rise and fall of the rate; False keeps it constant
     progress:bool=False, # fastai's bar and table
 ): # fastai Learner, fitted
-    "Fit a classifier by fastai's one-cycle schedule: the one place where that happens. The caller's random stream is not moved."
+    "Fit a classifier with fastai: the one place where that happens. The caller's random stream is not moved."
     with _own_seed(seed): # importing draws numbers too
         from fastai.learner import Learner
         from fastai.metrics import accuracy
         import fastai.callback.schedule, fastai.callback.progress # they add fit_one_cycle and no_bar
-    device = pick_device(device)
-    with _own_seed(seed, device):
-        dls = resident_loaders(train, valid, bs=bs, device=device, seed=seed)
-        learn = Learner(dls, net.to(device), loss_func=nn.CrossEntropyLoss(), metrics=accuracy)
-        with nullcontext() if progress else learn.no_bar(), nullcontext() if progress else learn.no_logging(): learn.fit_one_cycle(epochs, lr)
-    net.eval()
+    with _own_seed(seed, dls.device):
+        learn = Learner(dls, net.to(dls.device), loss_func=nn.CrossEntropyLoss(), metrics=accuracy, cbs=cbs)
+        with nullcontext() if progress else learn.no_bar(), nullcontext() if progress else learn.no_logging():
+            learn.fit_one_cycle(epochs, lr) if one_cycle else learn.fit(epochs, lr)
     return learn
 
 def domain_extractor(
@@ -359,7 +357,7 @@ def domain_extractor(
         raise ValueError(f'found films of {train.counts()}, expected at least two classes: a `domain` network learns by telling them apart')
     device, size = pick_device(device), min(size, train.size)
     with _own_seed(seed): net = SmallCNN(train.n_classes, train.channels, width=width)
-    train_classifier(net, train.resized(size), epochs=epochs, bs=32, lr=1e-2, seed=seed, device=device, progress=progress)
+    fit_classifier(net, resident_loaders(train.resized(size), bs=32, device=device, seed=seed), epochs, 1e-2, seed, progress=progress)
     net.requires_grad_(False)
     encode = lambda x: net.features(to_float(resize(x, size)))
     how = f'{size} bilinear antialias; SmallCNN width {width}, {epochs} epochs on {len(train)} films, seed {seed}'

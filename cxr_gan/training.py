@@ -206,7 +206,7 @@ def g_loss(self:GANLearner, fake:Judgement, real:Judgement=None)->Tensor:
     self.stats['g_loss'] = loss.detach()
     return loss
 
-# %% ../nbs/06_training.ipynb #f15e1b26
+# %% ../nbs/06_training.ipynb #f6a15389
 @patch
 @torch.no_grad()
 def _note(self:GANLearner, real:Judgement, fake:Judgement, **losses):
@@ -223,7 +223,7 @@ def _do_one_batch(self:GANLearner):
     if self.r1: x = x.detach().requires_grad_()
     fake, y_fake = self.make_fakes(len(x)); self.pred = fake
     real = self.judge(x, y)
-    self._one_update(real, self.judge(fake if self.simultaneous else fake.detach(), y_fake), x, fake, y_fake)
+    self._one_update(real, self.judge(fake, y_fake), x, fake, y_fake)
     self.steps += 1
     self.history.append(torch.stack([self.stats.get(k, real.u.new_tensor(float('nan'))).float() for k in CURVES]))
     self.loss = self.stats['d_loss'].float()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .data import ImageSet
 
-# %% ../nbs/09_tsne.ipynb #16f80d31
+# %% ../nbs/09_tsne.ipynb #523f5998
 @dataclass(frozen=True, eq=False)
 class Embedding:
     "Points in the plane and how they came there."
@@ -27,7 +27,7 @@ class Embedding:
     origins:tuple # names of the sets; the first holds the real films
     perplexity:float # about how many neighbours count
     pca:int # components kept before
-    seed:int # of the optimisation
+    seed:int # that scikit-learn was given
     kl:float # what is left of the divergence
     features:str='' # name of the extractor
     is_real = property(lambda self: self.origin == 0, doc='which points are real films')
@@ -38,7 +38,7 @@ def joint_embedding(
     classes, # names
     perplexity:float=30., # about how many neighbours count
     pca:int=50, # components kept before
-    seed:int=0, # of the optimisation
+    seed:int=0, # for scikit-learn; this start leaves it nothing to decide
     features:str='', # name of the extractor, for the picture
 )->Embedding:
     "Standardise, PCA, t-SNE (van der Maaten & Hinton 2008) of all sets together. Raises ValueError for NaN, features that differ in length, or too few points."
@@ -47,8 +47,8 @@ def joint_embedding(
     x, labels, origin = _stack(sets, len(classes))
     if not 0 < perplexity < len(x): raise ValueError(f'perplexity {perplexity:g}: expected more than 0 and less than the {len(x)} films; try {max(1, (len(x)-1)//3)} or give more films')
     order = np.array(sorted(range(len(x)), key=lambda i: (x[i].tobytes(), origin[i], labels[i])))
-    z = x[order]-x[order].mean(0); std = z.std(0)
-    z = z[:, std > 1e-12]/std[std > 1e-12]
+    std = x[order].std(0)
+    z = x[order][:, std > 1e-12]/std[std > 1e-12] # PCA takes the mean off
     k = min(pca, len(z)-1, z.shape[1])
     if k < 2: raise ValueError(f'found {z.shape[1]} features that vary and pca={pca}, expected at least 2 of each')
     z = PCA(k, svd_solver='full').fit_transform(z)

@@ -95,6 +95,8 @@ def test_killed_run_goes_on(tmp_path):
 
 @pytest.mark.parametrize('args, says', [
     (('train', 'cgann', '--steps', 1), 'known: lean'),
+    (('train', 'cgan_max', '--steps', 1, '--passes', 0, '--size', 16, '--width', 2, '--data', 'phantom:64'), 'at least one pass'),
+    (('train', 'cgan', '--steps', 1, '--passes', 2), 'found cgan'),
     (('train', 'lean'), 'give --epochs, --steps or --minutes'),
     (('train', 'lean', '--steps', 1, '--size', 48), 'power of two'),
     (('train', 'lean', '--steps', 1, '--data', 'phantom:none'), 'phantom:N'),

@@ -62,6 +62,7 @@ FAULTS = {
     'own module': (lesson('#| export\nfrom cxr_gan.core import add'), ['import of its own module']),
     'star': (chapter(('code', '#| export\nfrom cxr_gan.phantom import *')), ['import by name']),
     'import among lessons': (chapter(('code', 'y = 1'), cell('code', 'import math\nmath.sqrt(y)', 'here')), ['here', 'without the lesson that defines y']),
+    'import and a name known only inside a function': (lesson('import math\nmath.sqrt(a)'), ['here', 'without the lesson that defines a;']),
     'a crowded title': (notebook(('markdown', '# Core\n\n> One line\n\nAnd a paragraph'), *chapter()['cells'][1:]), ['"And a paragraph", which the site drops']),
     'a stored error': (lesson('1/0', [dict(output_type='error', ename='ZeroDivisionError', evalue='division by zero', traceback=[])]), ['here', 'ZeroDivisionError: division by zero']),
     'a traceback': (lesson('1', [stream('Traceback (most recent call last):\n')]), ['here: stores a traceback']),

@@ -5,7 +5,7 @@
 
 Each check is one small function from the notebooks to lines of the form `notebook, cell: what is wrong; what to do`.
 """
-import argparse, ast, builtins, json, os, re, shutil, sys, tempfile, time, tokenize
+import argparse, ast, builtins, json, os, re, shutil, symtable, sys, tempfile, time, tokenize
 from collections import Counter, defaultdict
 from configparser import ConfigParser
 from dataclasses import dataclass, field
@@ -201,26 +201,23 @@ def docstrings(books, root):
                 if isinstance(d, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not d.name.startswith('_') and not ast.get_docstring(d):
                     yield f'{b.name}, cell {c.id}: `{d.name}` has no docstring; one line, with its source if it has one'
 
-def names(node):
-    "(names bound, names read) anywhere in a syntax tree."
-    bound, read = set(), set()
-    for n in ast.walk(node):
-        if isinstance(n, ast.Name): (read if isinstance(n.ctx, ast.Load) else bound).add(n.id)
-        elif isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): bound.add(n.name)
-        elif isinstance(n, ast.arg): bound.add(n.arg)
-        elif isinstance(n, ast.alias): bound.add((n.asname or n.name).split('.')[0])
-        elif isinstance(n, ast.ExceptHandler) and n.name: bound.add(n.name)
-    return bound, read
+def global_names(source):
+    "(global names that a cell binds, global names that it reads, also from inside its functions)."
+    top = symtable.symtable(plain(source), 'cell', 'exec')
+    scopes = [top]
+    for s in scopes: scopes += s.get_children()
+    read = {y.get_name() for s in scopes for y in s.get_symbols() if y.is_referenced() and (s is top or y.is_global())}
+    return {y.get_name() for y in top.get_symbols() if y.is_assigned() or y.is_imported()}, read
 
 def mixed_imports(books, root):
     "The documentation job runs each cell that imports, without the lessons before it (`exec_show_docs` of nbdev)."
     for b in books:
         known = {*dir(builtins), 'display', 'get_ipython'}
         for c in b.code if b.modules else []:
-            body = tree(c.body) or ast.Module([], [])
+            if not (body := tree(c.body)): continue
             imports = any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.walk(body))
             if not (c.exported or imports and c.directives.get('eval:') != 'false'): continue
-            bound, read = names(body)
+            bound, read = global_names(c.body)
             if not c.exported and (missing := sorted(read-bound-known)):
                 yield f'{b.name}, cell {c.id}: imports, so the documentation job runs it, without the lesson that defines {", ".join(missing)}; move the import to a cell of imports'
             known |= bound
