@@ -25,7 +25,7 @@ from .architectures import SmallCNN
 from .core import pick_device, resize, rng, set_seed, to_float, whole_file
 from .data import ImageSet, resident_loaders
 
-# %% ../nbs/07_metrics.ipynb #3458077c
+# %% ../nbs/07_metrics.ipynb #8cd45b92
 def _pair(
     a, # (n,d) features
     b, # (m,d) features of the same extractor
@@ -36,24 +36,24 @@ def _pair(
     for x in (a, b):
         if x.ndim != 2: raise ValueError(f'found features of shape {x.shape}, expected (n,d): one row per image')
         if len(x) < least: raise ValueError(f'found {len(x)} images, expected at least {least}')
-        bad = (~np.isfinite(x)).any(1).sum()
-        if bad: raise ValueError(f'found NaN or infinity in {bad} of {len(x)} rows of features: look at the images they come from')
+        if not np.isfinite(x.sum()): raise ValueError(f'found NaN or infinity in {(~np.isfinite(x)).any(1).sum()} of {len(x)} rows of features: look at the images they come from')
     if a.shape[1] != b.shape[1]: raise ValueError(f'found features of {a.shape[1]} and {b.shape[1]} dimensions, expected the same extractor for both sets')
     return a, b
 
-# %% ../nbs/07_metrics.ipynb #4b202d35
+# %% ../nbs/07_metrics.ipynb #461043b3
 def _trace_gram(
-    a:np.ndarray, # (n,d), centred, over sqrt(n-1)
-    b:np.ndarray, # (m,d), the same
-)->float: # tr (S_a S_b)^(1/2)
+    a:np.ndarray, # (n,d), centred
+    b:np.ndarray, # (m,d), centred
+)->float: # tr (S_a S_b)^(1/2), times the root of (n-1)(m-1)
     "Sum of singular values of a b', a tall matrix replaced by its R: exact at any rank, cheap when min(n,m) <= d."
     a, b = (np.linalg.qr(x, mode='r') if len(x) > x.shape[1] else x for x in (a, b))
-    return float(torch.linalg.svdvals(torch.from_numpy(a@b.T)).sum())
+    a, b = torch.from_numpy(a), torch.from_numpy(b) # one library for product and svd: two thread pools in turn cost half as much again
+    return float(torch.linalg.svdvals(a@b.T).sum())
 
 def _trace_cholesky(
-    a:np.ndarray, # (n,d), centred, over sqrt(n-1)
-    b:np.ndarray, # (m,d), the same
-)->float: # tr (S_a S_b)^(1/2)
+    a:np.ndarray, # (n,d), centred
+    b:np.ndarray, # (m,d), centred
+)->float: # tr (S_a S_b)^(1/2), times the root of (n-1)(m-1)
     "Eigenvalues of S_a S_b as a symmetric-definite problem; the other form when S_b is singular."
     sa, sb = a.T@a, b.T@b
     try: return float(np.sqrt(scipy.linalg.eigh(sa, sb, type=2, eigvals_only=True, driver='gv', check_finite=False).clip(0)).sum())
@@ -66,9 +66,9 @@ def frechet_distance(
     "Fréchet distance of the normals fitted to two sets of features, in float64 (Heusel et al. 2017, eq. 6). Raises ValueError on NaN, n<2, different d."
     a, b = _pair(a, b)
     gap = a.mean(0)-b.mean(0)
-    a, b = ((x-x.mean(0))/np.sqrt(len(x)-1) for x in (a, b))
-    trace = (_trace_gram if min(len(a), len(b)) <= a.shape[1] else _trace_cholesky)(a, b)
-    return float(max(0., gap@gap + (a*a).sum() + (b*b).sum() - 2*trace))
+    n, m, a, b = len(a)-1, len(b)-1, a-a.mean(0), b-b.mean(0)
+    trace = (_trace_gram if min(n, m) < a.shape[1] else _trace_cholesky)(a, b)
+    return float(max(0., gap@gap + (a*a).sum()/n + (b*b).sum()/m - 2*trace/np.sqrt(n*m)))
 
 # %% ../nbs/07_metrics.ipynb #0213b0a2
 def _kernel(a, b):
@@ -310,7 +310,7 @@ def inception_extractor(
     head = (lambda f: f@net.fc.weight.T) if layer == '2048' else None
     return Extractor('inception' if layer == '2048' else f'inception-{layer}', encode, '299 bilinear as TensorFlow 1', 299, sha, head, device, bs)
 
-# %% ../nbs/07_metrics.ipynb #b8092008
+# %% ../nbs/07_metrics.ipynb #5d8f0fb8
 @contextmanager
 def _own_seed(
     seed:int, # of everything drawn inside
@@ -356,8 +356,8 @@ def domain_extractor(
     if sum(n > 0 for n in train.counts().values()) < 2:
         raise ValueError(f'found films of {train.counts()}, expected at least two classes: a `domain` network learns by telling them apart')
     device, size = pick_device(device), min(size, train.size)
-    with _own_seed(seed): net = SmallCNN(train.n_classes, train.channels, width=width)
-    fit_classifier(net, resident_loaders(train.resized(size), bs=32, device=device, seed=seed), epochs, 1e-2, seed, progress=progress)
+    with _own_seed(seed): net, dls = SmallCNN(train.n_classes, train.channels, width=width), resident_loaders(train.resized(size), bs=32, device=device, seed=seed)
+    fit_classifier(net, dls, epochs, 1e-2, seed, progress=progress)
     net.requires_grad_(False)
     encode = lambda x: net.features(to_float(resize(x, size)))
     how = f'{size} bilinear antialias; SmallCNN width {width}, {epochs} epochs on {len(train)} films, seed {seed}'
