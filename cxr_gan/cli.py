@@ -6,16 +6,15 @@
 __all__ = ['app', 'say', 'command', 'main', 'films', 'data', 'train', 'load_generator', 'generate', 'torch_spread', 'evaluate',
            'recipes', 'write_page', 'demo']
 
-# %% ../nbs/15_cli.ipynb #58c6504d
-import json, sys
-from enum import Enum
+# %% ../nbs/15_cli.ipynb #89eb3e00
+import json, sys, warnings
 from functools import wraps
 from pathlib import Path
 from typing import List, Optional
 
 import typer
 
-# %% ../nbs/15_cli.ipynb #87250a66
+# %% ../nbs/15_cli.ipynb #a166c146
 app = typer.Typer(help='Synthetic chest X-rays from GANs with Monte Carlo dropout uncertainty. For teaching and research; not for clinical use.', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 def say(*parts):
@@ -26,6 +25,7 @@ def _sentences(f):
     "Turn the chapters' errors into one line and exit code 1."
     @wraps(f)
     def inner(*args, **kwargs):
+        warnings.filterwarnings('ignore', message='.*torch.jit.script', category=FutureWarning) # a library's, of no use to a user
         try: return f(*args, **kwargs)
         except OSError as e:
             say(f'error: {e.filename}: {e.strerror}; choose another folder, or make room there' if e.strerror else f'error: {e}')
@@ -39,8 +39,6 @@ def command(f):
 
 def main():
     "Entry point of `cxr-gan`."
-    import warnings
-    warnings.filterwarnings('ignore', message='.*torch.jit.script.*', category=FutureWarning) # from a library, of no use to a user
     app()
 
 # %% ../nbs/15_cli.ipynb #8ab53a5b
