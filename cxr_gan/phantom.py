@@ -262,7 +262,7 @@ def _tree(u, p, depth=3, b=14):
     xy, rad = torch.cat(out, 1), torch.cat(rad, 1)
     return torch.cat([xy, torch.zeros_like(xy[...,:1])], -1), rad
 
-# %% ../nbs/01_phantom.ipynb #db6c7ecc
+# %% ../nbs/01_phantom.ipynb #309409bc
 def _opacities(u, p):
     "Ground-glass opacities: 6 places (3 a lung) near the outer and lower edge, each a cluster of 7; centres, semi-axes, angles."
     n, side = u.n, torch.tensor([-1., 1]).repeat_interleave(3)
@@ -276,29 +276,7 @@ def _opacities(u, p):
     semi = torch.cat([big[:,:,None,None].clamp_min(1e-3)*u(.5, 1.1, 6, 7, 2), u(1., 1.7, 6, 7, 1)*(big > 0)[...,None,None]], -1)
     return pts.reshape(n, 42, 2), semi.reshape(n, 42, 3), u(0, 3.1, 42)
 
-def _streaks(u, p, m=150, b=9):
-    "Interstitial streaks: thin short lines all over both lungs, denser towards the hilum; and small rings, bronchi seen end-on with thick walls."
-    side = torch.where(torch.arange(m) % 2 == 0, -1., 1.)
-    rho, t, pull = u(0, 1, m).sqrt(), u(-math.pi, math.pi, m), u(.45, 1, m)
-    cx = side*(3.3+(p.lung_x[:,:,0]+rho*p.lung_w[:,:,0]*t.cos()-3.3)*pull)
-    cy = -1.5+(2.+rho*p.lung_h[:,:,0]*.75*t.sin())*pull
-    away = torch.atan2(cy+1.5, cx-side*2.)+u(-.9, .9, m)
-    s = (torch.linspace(-.5, .5, b)*u(1., 3.2, m)[...,None])
-    a = away[...,None]+s*u(-.4, .4, m)[...,None]
-    line = torch.stack([cx[...,None]+s*a.cos(), cy[...,None]+s*a.sin(), 0*s], -1)
-    turn = torch.linspace(0, 2*math.pi, b)
-    rs, ring_side = u(.35, .6, 16)[...,None], torch.where(torch.arange(16) % 2 == 0, -1., 1.)
-    ox, oy = ring_side*u(3., 7., 16), u(-6., 4., 16)
-    ring = torch.stack([ox[...,None]+rs*turn.cos(), oy[...,None]+rs*turn.sin(), 0*rs+0*turn], -1)
-    return torch.cat([line, ring], 1), torch.cat([u(.11, .21, m), torch.full((u.n, 16), .17)], 1)[...,None]
-
-def _haze(u, p):
-    "Perihilar haze: two large faint ellipsoids a side."
-    side = torch.tensor([-1., -1, 1, 1])
-    pts = torch.stack([side*u(3.5, 6.5, 4), u(-4, 3.5, 4)], -1)
-    return pts, torch.stack([u(2., 3.5, 4), u(2.5, 5., 4), u(2., 3.5, 4)], -1), u(-.5, .5, 4)
-
-# %% ../nbs/01_phantom.ipynb #8ade23d2
+# %% ../nbs/01_phantom.ipynb #a014e324
 def _streaks(u, p, m=150, b=9):
     "Short thin lines all over both lungs, denser towards the hilum, and 16 rings; curves and radii."
     side = torch.where(torch.arange(m) % 2 == 0, -1., 1.)
@@ -314,12 +292,6 @@ def _streaks(u, p, m=150, b=9):
     ox, oy = ring_side*u(3., 7., 16), u(-6., 4., 16)
     ring = torch.stack([ox[...,None]+rs*turn.cos(), oy[...,None]+rs*turn.sin(), 0*rs+0*turn], -1)
     return torch.cat([line, ring], 1), torch.cat([u(.11, .21, m), torch.full((u.n, 16), .17, dtype=torch.float64)], 1)[...,None]
-
-def _haze(u, p):
-    "Perihilar haze: two large faint ellipsoids a side."
-    side = torch.tensor([-1., -1, 1, 1])
-    pts = torch.stack([side*u(3.5, 6.5, 4), u(-4, 3.5, 4)], -1)
-    return pts, torch.stack([u(2., 3.5, 4), u(2.5, 5., 4), u(2., 3.5, 4)], -1), u(-.5, .5, 4)
 
 def _haze(u, p):
     "Perihilar haze, two large soft ellipsoids a side; centres, semi-axes, angles."

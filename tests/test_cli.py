@@ -143,5 +143,5 @@ def test_unconditional_run(tmp_path):
 def test_demo(data, folder, tmp_path):
     cxr('demo', '--data', folder if data == 'folder' else data, '--size', 16, '--steps', 4, '--width', 4, '--epochs', 1, '--out', tmp_path/'demo', '--device', 'cpu', *(() if data != 'folder' else ('--bs', 8)))
     page, numbers = (tmp_path/'demo'/'index.html').read_text(), json.loads((tmp_path/'demo'/'demo.json').read_text())
-    assert page.count('data:image/png;base64,') == 6 and 'precision' in page
+    assert page.count('data:image/png;base64,') == 6 and 'precision' in page and '<h2>Films</h2>' in page and '<h2>t-SNE</h2>' in page
     assert {r['arm'] for r in numbers['classifiers']['lean_max']} == {'real', 'half', 'generated'} and all(r['floor'] is not None for r in numbers['scores']['lean'])

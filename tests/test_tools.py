@@ -56,6 +56,7 @@ FAULTS = {
     'two modules': (chapter(('code', '#| default_exp data')), ['2 cells with `#| default_exp`']),
     'nothing exported': (notebook(TITLE, ('code', '#| default_exp core')), ['exports no cell']),
     'a magic': (lesson('#| export\n%matplotlib inline\nx = 1'), ['here', '`%matplotlib inline` is no Python']),
+    'a twin': (lesson('#| export\ndef _add(a): return a\ndef _add(a): return 2*a'), ['here: `_add` is defined in cell here already']),
     'a shell': (lesson('#| export\nfiles = !ls'), ['here', '!l']),
     'new syntax': (lesson('#| export\ntry: pass\nexcept* ValueError: pass'), ['here: does not parse as Python 3.10']),
     'no docstring': (lesson('#| export\nclass Net: pass\n\ndef _private(): pass'), ['`Net` has no docstring']),

@@ -185,6 +185,15 @@ def magics(books, root):
             if c.exported and (m := re.search(r'^\s*(%%?|!)\w.*$|^[^#\'"]*=\s*[!%]\w', c.source, re.M)):
                 yield f'{b.name}, cell {c.id}: `{m[0].strip()}` is no Python outside a notebook; take it out of the exported cell'
 
+def defined_twice(books, root):
+    for b in books:
+        seen = {}
+        for c in b.code:
+            for d in (tree(c.body).body if c.exported and tree(c.body) else []):
+                if not isinstance(d, (ast.FunctionDef, ast.ClassDef)) or d.decorator_list: continue
+                if d.name in seen: yield f'{b.name}, cell {c.id}: `{d.name}` is defined in cell {seen[d.name]} already, and this one replaces it; keep one'
+                seen[d.name] = c.id
+
 def old_python(books, root):
     for b in books:
         for c in b.code:
@@ -255,7 +264,7 @@ def stored_outputs(books, root):
                     if o['output_type'] != 'error' and (m := re.search(pattern, output_text(o))):
                         yield f'{b.name}, cell {c.id}: stores {what} ("{m[0][:60]}") in its output; keep it out or run again'
 
-CHECKS = [is_a_notebook, merge_marks, cell_ids, unknown_directives, lost_directives, one_module_each, stale_modules, later_chapters, magics, old_python,
+CHECKS = [is_a_notebook, merge_marks, cell_ids, unknown_directives, lost_directives, one_module_each, stale_modules, later_chapters, magics, defined_twice, old_python,
     docstrings, mixed_imports, title_cells, stored_outputs]
 
 def find_faults(root=ROOT):
