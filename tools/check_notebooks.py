@@ -330,7 +330,7 @@ def run_notebooks(limit, flags='', pattern=None):
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--time', action='store_true', help='also run the notebooks')
-    p.add_argument('--limit', type=float, default=20., help='seconds of work an unflagged cell may take (two cores in 10 s)')
+    p.add_argument('--limit', type=float, default=30., help='seconds of work an unflagged cell may take (two cores in 10 s, and what waiting threads burn)')
     p.add_argument('--flags', default='', help='flags to run as well, e.g. "slow"')
     p.add_argument('--path', help='with --time: only this notebook')
     a = p.parse_args(argv)
