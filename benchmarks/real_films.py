@@ -2,6 +2,7 @@
 
     cxr-gan train lean_max --data FILMS --size 64 --amp --steps 10000 --out RUNS/lean_max      # and so on, one folder a recipe
     python benchmarks/real_films.py --data FILMS --runs RUNS --weights squeezenet1_0.pth
+    python benchmarks/real_films.py --data FILMS --runs OTHER_SEEDS --weights squeezenet1_0.pth --name seeds --no-pictures
 
 No picture of a real film is written."""
 import argparse, json
@@ -22,14 +23,15 @@ def thin(values, points=60):
     "Means of consecutive stretches, rounded: a curve small enough to commit."
     return [round(float(v.mean()), 4) for v in np.array_split(np.asarray(values, dtype=float), min(points, len(values)))]
 
-def measure(run, data, extractor, sets):
-    "One row: what was trained, how it scores, its curves; its sheet of films is written beside."
+def measure(run, data, extractor, sets, pictures):
+    "One row: what was trained, how it scores, its curves; with `pictures` its sheet of films is written beside."
     plan, meta = (json.loads((run/f).read_text(encoding='utf-8')) for f in ('run.json', 'generator/config.json'))
     net, classes = load_generator(run, 'cpu')
     test, train = (films(data, net.size, part, classes or None) for part in ('test', 'train'))
     scores = evaluate_images(lambda n, y, s: sample(net, n, y if net.n_classes else None, s)[0], test, train, extractor, latent_sets=sets)
-    x, _ = sample(net, 8*len(classes), torch.arange(len(classes)).repeat_interleave(8), seed=1)
-    save_png(tile(x, 8), NBS/'images'/f"{plan['recipe']['name']}_{net.size}.png")
+    if pictures:
+        x, _ = sample(net, 8*len(classes), torch.arange(len(classes)).repeat_interleave(8), seed=1)
+        save_png(tile(x, 8), NBS/'images'/f"{plan['recipe']['name']}_{net.size}.png")
     print(f"{run.name}\n{table(scores)}", flush=True)
     history = np.load(run/'history.npz')
     return dict(recipe=plan['recipe']['name'], width=plan['recipe']['width'], bs=plan['recipe']['bs'], amp=plan['recipe']['amp'], T=(plan['recipe']['uncertainty'] or {}).get('T'), steps=meta['steps'], seed=plan['seed'],
@@ -39,16 +41,17 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for a in ('--data', '--runs', '--weights'): p.add_argument(a, required=True)
     p.add_argument('--extractor', default='squeezenet1_0'); p.add_argument('--sets', type=int, default=5); p.add_argument('--device-name', default='CPU')
+    p.add_argument('--name', default='real_films', help='of the JSON file'); p.add_argument('--no-pictures', action='store_true')
     a = p.parse_args()
     extractor, rows = make_extractor(a.extractor, a.weights), []
     for run in sorted(r for r in Path(a.runs).iterdir() if (r/'generator'/'config.json').exists()):
-        row, scores = measure(run, a.data, extractor, a.sets); rows.append(row)
+        row, scores = measure(run, a.data, extractor, a.sets, not a.no_pictures); rows.append(row)
     if not rows: raise SystemExit(f'{a.runs}: found no finished run, expected folders written by cxr-gan train')
-    s = scores[0]
+    s, seeds = scores[0], ', '.join(map(str, sorted({r['seed'] for r in rows})))
     caption = (f'{s.n_fake} generated films in each of {s.sets} sets of fresh latents (mean ± population standard deviation over the sets) against the {s.n_real} films of the test split, both at {s.size} pixels; '
-        f'features: {s.extractor}, {s.d} dimensions, input {s.resize}, weights {s.weights}; seed {rows[0]["seed"]}, **one seed for each row**; {a.device_name}. '
+        f'features: {s.extractor}, {s.d} dimensions, input {s.resize}, weights {s.weights}; seed {seeds}, **one seed for each row**; {a.device_name}. '
         f'The first row is the floor: {s.n_fake} real training films in the same class proportions.')
-    out = NBS/'results'/f'real_films_{s.size}.json'
+    out = NBS/'results'/f'{a.name}_{s.size}.json'
     save_json(dict(metrics=[s.metric for s in scores], floor={s.metric: s.floor for s in scores}, rows=rows, caption=caption), out)
     print(out.name)
 
