@@ -8,8 +8,7 @@ __all__ = ['lrelu', 'NETWORKS', 'Network', 'count_parameters', 'check_labels', '
            'DCGANGenerator', 'DCGANDiscriminator', 'LeanGenerator', 'ProjectionHead', 'LeanDiscriminator', 'SmallCNN',
            'build']
 
-# %% ../nbs/04_architectures.ipynb #a22010ae
-import math
+# %% ../nbs/04_architectures.ipynb #ce13c10e
 from functools import partial
 from typing import Optional
 

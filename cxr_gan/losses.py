@@ -6,13 +6,13 @@
 __all__ = ['OBJECTIVES', 'Verdict', 'minimax_d', 'minimax_g', 'non_saturating_g', 'least_squares_d', 'least_squares_g', 'hinge_d',
            'wasserstein_d', 'wasserstein_g', 'Objective', 'objective', 'slope_penalty']
 
-# %% ../nbs/03_losses.ipynb #af05b2d8
+# %% ../nbs/03_losses.ipynb #e70ffa80
 from dataclasses import dataclass
 from typing import Callable, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 # %% ../nbs/03_losses.ipynb #933ac001
 class Verdict(NamedTuple):

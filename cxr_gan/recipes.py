@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'Recipe', 'override', 'networks', 'learner', 'recipe', 'recipe_rows']
 
-# %% ../nbs/11_recipes.ipynb #d7343036
+# %% ../nbs/11_recipes.ipynb #04e5851e
 from dataclasses import asdict, dataclass, field, fields, replace
 
 import torch
@@ -13,7 +13,6 @@ import torch
 from .architectures import NETWORKS, build, count_parameters
 from .core import check_size, pick_device, set_seed
 from .data import ImageSet, resident_loaders
-from .losses import objective
 from .training import GANLearner, OptSettings
 from .uncertainty import Uncertainty
 

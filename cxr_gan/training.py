@@ -6,9 +6,8 @@
 __all__ = ['CURVES', 'even_labels', 'sample', 'GANPair', 'OptSettings', 'StepMean', 'GANLearner', 'Budget', 'Monitor',
            'save_network', 'load_network', 'save_tree', 'load_tree', 'Checkpoint', 'Ticker']
 
-# %% ../nbs/06_training.ipynb #a061c80a
+# %% ../nbs/06_training.ipynb #2e335761
 import copy, json, random, time
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Optional
@@ -25,8 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .architectures import NETWORKS, Network, build
-from .core import pick_device, plot_curves, rng, save_json, save_png, show_grid, tile, to_bytes, whole_file
+from .architectures import Network, build
+from .core import plot_curves, rng, save_json, save_png, show_grid, tile, to_bytes, whole_file
 from .losses import objective, slope_penalty
 from .uncertainty import Judgement, Uncertainty, judge_once
 
@@ -206,7 +205,7 @@ def g_loss(self:GANLearner, fake:Judgement, real:Judgement=None)->Tensor:
     self.stats['g_loss'] = loss.detach()
     return loss
 
-# %% ../nbs/06_training.ipynb #f6a15389
+# %% ../nbs/06_training.ipynb #004c8ba7
 @patch
 @torch.no_grad()
 def _note(self:GANLearner, real:Judgement, fake:Judgement, **losses):
@@ -240,6 +239,7 @@ def _one_update(self:GANLearner, real, judged, x, fake, y_fake):
         if turn: self._apply((self.g_loss(self.judge(fake, y_fake)), g))
     if turn: self.model.update_average(self.steps//self.n_disc)
 
+# %% ../nbs/06_training.ipynb #88f74cf3
 @patch
 def _apply(self:GANLearner, *pairs):
     "fastai's backward-and-step, events included, for (loss, parameters) pairs."
