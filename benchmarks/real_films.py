@@ -13,35 +13,47 @@ import torch
 
 from cxr_gan.cli import films, load_generator
 from cxr_gan.core import save_json, save_png, tile
+from cxr_gan.health import look_at_curves, look_at_films
 from cxr_gan.metrics import evaluate_images, make_extractor, table
-from cxr_gan.training import sample
+from cxr_gan.training import decoder_maps, load_network, sample
 
 NBS = Path(__file__).resolve().parent.parent/'nbs'
-KEPT = ('d_acc_real', 'd_acc_fake', 'd_loss', 'g_loss', 'u_real', 'u_fake', 'r1') # curves worth a picture
+KEPT = ('d_acc_real', 'd_acc_fake', 'd_loss', 'g_loss', 'u_real', 'u_fake', 'r1') # curves worth a picture, where a run has them
 
 def thin(values, points=60):
     "Means of consecutive stretches, rounded: a curve small enough to commit."
     return [round(float(v.mean()), 4) for v in np.array_split(np.asarray(values, dtype=float), min(points, len(values)))]
 
+def draw(run, net, name):
+    "A sheet of generated films, a row a class; with the maps of a discriminator that judges pixels."
+    rows = max(net.n_classes, 1); y = torch.arange(rows).repeat_interleave(8) if net.n_classes else None
+    x, y = sample(net, 8*rows, y, seed=1)
+    save_png(tile(x, 8), NBS/'images'/f'{name}_{net.size}.png')
+    if not (run/'discriminator').is_dir(): return
+    judge, _ = load_network(run/'discriminator')
+    try: maps = decoder_maps(judge, x, y)
+    except TypeError: return
+    few = torch.arange(0, len(x), max(1, len(x)//8))[:8]
+    save_png(tile(torch.cat([x[few], maps[few]]), 8), NBS/'images'/f'{name}_maps_{net.size}.png')
+
 def measure(run, data, extractor, sets, pictures):
-    "One row: what was trained, how it scores, its curves; with `pictures` its sheet of films is written beside."
+    "One row: what was trained, how it scores, its curves and its health; with `pictures` its sheet of films is written beside."
     plan, meta = (json.loads((run/f).read_text(encoding='utf-8')) for f in ('run.json', 'generator/config.json'))
     net, classes = load_generator(run, 'cpu')
     test, train = (films(data, net.size, part, classes or None) for part in ('test', 'train'))
-    scores = evaluate_images(lambda n, y, s: sample(net, n, y if net.n_classes else None, s)[0], test, train, extractor, latent_sets=sets)
-    if pictures:
-        x, _ = sample(net, 8*len(classes), torch.arange(len(classes)).repeat_interleave(8), seed=1)
-        save_png(tile(x, 8), NBS/'images'/f"{plan['recipe']['name']}_{net.size}.png")
-    print(f"{run.name}\n{table(scores)}", flush=True)
-    history = np.load(run/'history.npz')
-    return dict(recipe=plan['recipe']['name'], width=plan['recipe']['width'], bs=plan['recipe']['bs'], amp=plan['recipe']['amp'], T=(plan['recipe']['uncertainty'] or {}).get('T'), steps=meta['steps'], seed=plan['seed'],
-        classes=classes, films=plan['films'], scores=[s.to_dict() for s in scores], curves={k: thin(history[k]) for k in KEPT}), scores
+    make = lambda n, y, s: sample(net, n, y if net.n_classes else None, s)[0]
+    scores, r, history = evaluate_images(make, test, train, extractor, latent_sets=sets), plan['recipe'], dict(np.load(run/'history.npz'))
+    if pictures: draw(run, net, r['name'])
+    found = look_at_curves(history, anchored='relativistic' not in r['loss'])+look_at_films(*sample(net, 240, seed=2), train, held_out=test)
+    print(f"{run.name}\n{table(scores)}\n{[f.kind for f in found]}", flush=True)
+    return dict(recipe=r['name'], width=r['width'], bs=r['bs'], amp=r['amp'], T=(r['uncertainty'] or {}).get('T'), steps=meta['steps'], seed=plan['seed'], classes=classes, films=plan['films'], health=sorted({f.kind for f in found}),
+        scores=[s.to_dict() for s in scores], curves={k: thin(history[k]) for k in KEPT if k in history}), scores
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for a in ('--data', '--runs', '--weights'): p.add_argument(a, required=True)
     p.add_argument('--extractor', default='squeezenet1_0'); p.add_argument('--sets', type=int, default=5); p.add_argument('--device-name', default='CPU')
-    p.add_argument('--name', default='real_films', help='of the JSON file'); p.add_argument('--no-pictures', action='store_true')
+    p.add_argument('--name', default='real_films', help='of the JSON file'); p.add_argument('--minutes', type=float, help='the budget of each run, for the record'); p.add_argument('--no-pictures', action='store_true')
     a = p.parse_args()
     extractor, rows = make_extractor(a.extractor, a.weights), []
     for run in sorted(r for r in Path(a.runs).iterdir() if (r/'generator'/'config.json').exists()):
@@ -52,7 +64,7 @@ def main():
         f'features: {s.extractor}, {s.d} dimensions, input {s.resize}, weights {s.weights}; seed {seeds}, **one seed for each row**; {a.device_name}. '
         f'The first row is the floor: {s.n_fake} real training films in the same class proportions.')
     out = NBS/'results'/f'{a.name}_{s.size}.json'
-    save_json(dict(metrics=[s.metric for s in scores], floor={s.metric: s.floor for s in scores}, rows=rows, caption=caption), out)
+    save_json(dict(metrics=[s.metric for s in scores], floor={s.metric: s.floor for s in scores}, rows=rows, caption=caption, minutes=a.minutes), out)
     print(out.name)
 
 if __name__ == '__main__': main()

@@ -82,7 +82,7 @@ def data(
         path = str(fetch(path))
     films(path, size, on_error=on_error).describe()
 
-# %% ../nbs/15_cli.ipynb #c3026525
+# %% ../nbs/15_cli.ipynb #1e6f01e6
 def _write_run(run, l, monitor, classes):
     "Leave the results of a training in its folder."
     from cxr_gan.core import whole_file
@@ -90,10 +90,22 @@ def _write_run(run, l, monitor, classes):
     import matplotlib.pyplot as plt
     import numpy as np
     save_network(l.model.best, run/'generator', classes=classes, steps=l.steps)
+    save_network(l.model.discriminator, run/'discriminator', classes=classes, steps=l.steps)
     with whole_file(run/'history.npz') as tmp: np.savez(tmp, **l.curves())
     fig = l.plot_history()
     with whole_file(run/'curves.png') as tmp: fig.savefig(tmp)
     plt.close(fig); monitor.animation(run/'progress.gif')
+
+def _changed(r, change):
+    "A recipe with one `field=value` or `field.key=value` applied; the value is JSON, or else a string."
+    from cxr_gan.recipes import override
+    path, eq, text = change.partition('='); name, dot, key = path.partition('.')
+    if not eq: raise ValueError(f'--set {change}: expected field=value or field.key=value, e.g. --set bs=16 or --set d_opt.lr=1e-4')
+    try: value = json.loads(text)
+    except json.JSONDecodeError: value = text
+    if not dot: return override(r, **{name: value})
+    if not isinstance(old := getattr(r, name, {}) or {}, dict): raise ValueError(f'--set {change}: {name} is {old!r} and has no keys, expected --set {name}=value')
+    return override(r, **{name: {**old, key: value}})
 
 def _plan(out, recipe_name, data, resume, **given):
     "What to train: from the arguments, or from the run that goes on."
@@ -108,6 +120,7 @@ def _plan(out, recipe_name, data, resume, **given):
     from cxr_gan.recipes import override, recipe
     import cxr_gan, fastai, torch
     r = recipe(recipe_name, **{k: v for k, v in given.items() if k in ('width', 'bs', 'amp') and v is not None})
+    for change in given['changes'] or (): r = _changed(r, change)
     if given['T'] is not None:
         if r.uncertainty is None: raise ValueError(f'--passes goes with a recipe that has uncertainty, found {recipe_name}')
         r = override(r, uncertainty={**r.uncertainty, 'T': given['T']})
@@ -115,7 +128,7 @@ def _plan(out, recipe_name, data, resume, **given):
         versions=dict(cxr_gan=cxr_gan.__version__, torch=torch.__version__, fastai=fastai.__version__))
     return plan
 
-# %% ../nbs/15_cli.ipynb #7a7dfe7e
+# %% ../nbs/15_cli.ipynb #c90f6df0
 @command
 def train(
     recipe:str=typer.Argument(..., help='a name from: cxr-gan recipes'),
@@ -126,6 +139,7 @@ def train(
     bs:Optional[int]=typer.Option(None, help="batch size; the recipe's if left out"),
     passes:Optional[int]=typer.Option(None, help="Monte Carlo passes T; the recipe's if left out"),
     classes:Optional[List[str]]=typer.Option(None, '--class', help='only this class; may be repeated'),
+    changes:Optional[List[str]]=typer.Option(None, '--set', help='override a field of the recipe: field=value or field.key=value; may be repeated'),
     epochs:Optional[int]=typer.Option(None, help='stop after so many epochs in all'),
     steps:Optional[int]=typer.Option(None, help='stop after so many steps in all'),
     minutes:Optional[float]=typer.Option(None, help='stop after so many minutes'),
@@ -137,33 +151,35 @@ def train(
 ):
     "Train a recipe on films and leave a run folder."
     if epochs is None and steps is None and minutes is None: raise ValueError('found no limit: give --epochs, --steps or --minutes')
-    plan = _plan(out, recipe, data, resume, size=size, width=width, bs=bs, amp=amp, T=passes, seed=seed, classes=classes)
+    plan = _plan(out, recipe, data, resume, size=size, width=width, bs=bs, amp=amp, T=passes, seed=seed, classes=classes, changes=changes)
     from cxr_gan.core import save_json
     from cxr_gan.recipes import Recipe, learner
+    from cxr_gan.health import Health
     from cxr_gan.training import Checkpoint, Monitor, Ticker
     s = films(plan['data'], plan['size'], 'train', plan['classes'], seed=plan['seed'])
-    monitor = Monitor(every, folder=out/'samples')
+    monitor, health = Monitor(every, folder=out/'samples'), Health(every, say=say)
     l = learner(Recipe(**plan['recipe']), s, plan['size'], plan['seed'], device, path=out)
     if resume: l.load_checkpoint(out/'checkpoint.safetensors'); say(f'going on from step {l.steps}')
-    else: save_json({**plan, 'films': s.counts()}, out/'run.json')
+    else: save_json({**plan, 'films': l.dls.train.dataset.counts()}, out/'run.json')
     total = epochs*len(l.dls.train) if epochs else steps
     try:
-        with l.no_bar(), l.no_logging(): l.fit_for(epochs, steps, minutes, [monitor, Checkpoint(out/'checkpoint.safetensors', every), Ticker(total, say=say)])
+        with l.no_bar(), l.no_logging(): l.fit_for(epochs, steps, minutes, [monitor, health, Checkpoint(out/'checkpoint.safetensors', every), Ticker(total, say=say)])
     except KeyboardInterrupt: l.save_checkpoint(out/'checkpoint.safetensors'); say(f'stopped by hand at step {l.steps}; --resume goes on')
-    _write_run(out, l, monitor, s.classes)
+    _write_run(out, l, monitor, l.dls.train.dataset.classes)
+    save_json(dict(verdict=health.verdict(), findings=[f._asdict() for f in health.findings]), out/'health.json'); say(health.verdict())
     say(f'{l.steps} steps; the run is in {out}')
 
-# %% ../nbs/15_cli.ipynb #a4d41a9b
+# %% ../nbs/15_cli.ipynb #9c515ebf
 def load_generator(
     run, # folder of a run, or of a generator written by `save_network`
     device=None, # None takes the best there is
-)->tuple: # the network, and its class names ([] if unconditional)
+)->tuple: # the network, and the names of the classes it was trained on
     "The generator of a run."
     from cxr_gan.core import pick_device
     from cxr_gan.training import load_network
     run = Path(run)
     net, meta = load_network(run/'generator' if (run/'generator').is_dir() else run, pick_device(device))
-    return net, (meta.get('classes') or []) if net.n_classes else []
+    return net, meta.get('classes') or []
 
 def _label(label, classes):
     "A class by name or number."
@@ -186,8 +202,8 @@ def generate(
     from cxr_gan.training import sample
     if n < 1: raise ValueError(f'--n {n}: expected at least one film')
     net, classes = load_generator(run, device)
-    x, y = sample(net, n, _label(label, classes), seed)
-    for i, im in enumerate(x): save_png(im, out/(classes[y[i]] if classes else 'films')/f'seed{seed}_{i:05d}.png')
+    x, y = sample(net, n, _label(label, classes if net.n_classes else []), seed)
+    for i, im in enumerate(x): save_png(im, out/(classes[y[i]] if classes and y is not None else 'films')/f'seed{seed}_{i:05d}.png')
     few = x[:64] if y is None else x[y.argsort(stable=True)][_spread(n)]
     save_png(tile(few, 8), out/'contact_sheet.png')
     say(f'{n} films and contact_sheet.png are in {out}')
@@ -233,19 +249,19 @@ def _fakes(fake, device):
     side = read_images(fake, 8, cache=False, progress=False).info[0]['width']
     return read_images(fake, side, cache=False).images, side, None
 
-# %% ../nbs/15_cli.ipynb #910fca02
+# %% ../nbs/15_cli.ipynb #296de0f3
 @command
 def recipes(
     as_json:bool=typer.Option(False, '--json', help='all fields as JSON'),
     channels:int=typer.Option(1, help='of the films'),
     n_classes:int=typer.Option(3, help='of the films'),
 ):
-    "Every system by name: sizes, parameters of both networks, objective, uncertainty, optimisers."
+    "Every system by name, with the parameters of both networks at the source's settings; --json has all fields, and the published counts beside ours, counted as the source counts."
     from cxr_gan.recipes import recipe_rows
     rows = recipe_rows(channels, n_classes)
     if as_json: print(json.dumps(rows, indent=1)); return
-    print(f"{'recipe':12} {'size':>4} {'generator':>11} {'discriminator':>13}  about")
-    for r in rows: print(f"{r['name']:12} {r['size']:4} {r['generator_trainable']:11,} {r['discriminator_trainable']:13,}  {r['about']}")
+    print(f"{'recipe':20} {'size':>4} {'generator':>11} {'discriminator':>13}  about")
+    for r in rows: print(f"{r['name']:20} {r['size']:4} {r['counted']['generator']:11,} {r['counted']['discriminator']:13,}  {r['about']}")
 
 # %% ../nbs/15_cli.ipynb #64d99dcc
 def _png(

@@ -70,7 +70,7 @@ def unbiased(
     if T < 2: raise ValueError(f'T {T}: the unbiased estimate expects at least 2 passes; raise T or use the plug-in estimate')
     return plug_in(probs)+probs.var(0, unbiased=True)/T
 
-# %% ../nbs/05_uncertainty.ipynb #834010bd
+# %% ../nbs/05_uncertainty.ipynb #b41b5c1e
 def batched_passes(
     net, # discriminator
     x:Tensor, # (n,c,h,w)
@@ -78,7 +78,7 @@ def batched_passes(
     T:int, # passes
 )->Verdict: # with (T,n,...) in every field
     "T stochastic verdicts from one run over T copies of the batch."
-    v = net(x.repeat(T, 1, 1, 1), None if y is None else y.repeat(T))
+    v = net(x.repeat(T, 1, 1, 1), None if y is None else y.repeat(T, *[1]*(y.dim()-1)))
     return Verdict(*[None if f is None else f.unflatten(0, (T, len(x))) for f in v])
 
 def vmap_passes(

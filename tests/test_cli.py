@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from cxr_gan.cli import app
 from cxr_gan.core import save_png
 from cxr_gan.phantom import make_phantoms
+from cxr_gan.recipes import RECIPES
 
 def cxr(*args, ok=True):
     "Run a command in this process; returns what it printed, errors included."
@@ -40,10 +41,29 @@ def test_help_is_light():
     for c in ('demo', 'data', 'train', 'generate', 'evaluate', 'recipes'): assert c in cxr('--help') and '--help' in cxr(c, '--help')
 
 def test_a_run_is_a_whole_folder(run):
-    assert {'run.json', 'checkpoint.safetensors', 'curves.png', 'history.npz', 'progress.gif', 'generator', 'samples'} == {p.name for p in run.iterdir()}
+    assert {'run.json', 'checkpoint.safetensors', 'curves.png', 'history.npz', 'progress.gif', 'generator', 'discriminator', 'health.json', 'samples'} == {p.name for p in run.iterdir()}
     plan = json.loads((run/'run.json').read_text())
     assert plan['films'] == {'covid': 8, 'normal': 8, 'Viral Pneumonia': 8} and plan['recipe']['name'] == 'lean_max' and set(plan['versions']) >= {'torch', 'fastai', 'cxr_gan'}
     assert [p.name for p in sorted((run/'samples').iterdir())] == ['step_0000000.png', 'step_0000003.png']
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_each_recipe_trains_and_goes_on(name, folder, tmp_path):
+    cxr('train', name, '--data', folder, '--out', tmp_path/'r', '--steps', 1, *TINY)
+    assert 'going on from step 1' in cxr('train', name, '--out', tmp_path/'r', '--steps', 2, '--resume', '--device', 'cpu')
+    assert json.loads((tmp_path/'r'/'generator'/'config.json').read_text())['steps'] == 2
+    cxr('generate', tmp_path/'r', '--n', 2, '--out', tmp_path/'films', '--device', 'cpu')
+
+def test_set_overrides_fields_one_by_one(folder, tmp_path):
+    cxr('train', 'cs449', '--data', folder, '--out', tmp_path/'r', '--steps', 1, *TINY, '--set', 'd_opt.lr=1e-5', '--set', 'g_args.output="sigmoid"', '--set', 'd_args.output="sigmoid"', '--set', 'optimizer=rmsprop', '--set', 'augment.name=noise', '--set', 'augment.std=0.2', '--set', 'n_disc=1')
+    r = json.loads((tmp_path/'r'/'run.json').read_text())['recipe']
+    assert (r['d_opt'], r['g_args'], r['optimizer'], r['augment']) == (dict(lr=1e-5), dict(output='sigmoid'), 'rmsprop', dict(name='noise', std=.2))
+    for change, says in (('batch=3', 'no field batch; it has name'), ('bs', 'expected field=value'), ('bs.x=3', 'has no keys'), ('terms.r9=1', "'r9' is not known"), ('optimizer=lion', 'known: adam'), ('g_args.depht=2', 'does not take depht')):
+        assert says in cxr('train', 'cs449', '--data', folder, '--out', tmp_path/'bad', '--steps', 1, *TINY, '--set', change, ok=False) and not (tmp_path/'bad'/'run.json').exists(), change
+
+def test_recipes_print_published_counts_beside_ours():
+    rows = {r['name']: r for r in json.loads(cxr('recipes', '--json'))}
+    assert rows['homework_keras']['published'] == {**rows['homework_keras']['counted'], 'counting': 'keras_no_embedding'} and rows['homework_keras']['counted']['generator'] == 24_045_504
+    assert [n for n, r in rows.items() for k in ('generator', 'discriminator') if r['published'].get(k, r['counted'][k]) != r['counted'][k]] == []
 
 def test_generate(run, tmp_path):
     cxr('generate', run, '--n', 7, '--out', tmp_path/'all', '--seed', 4)

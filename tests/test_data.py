@@ -250,6 +250,44 @@ def test_split_never_parts_a_group(sizes, test, seed):
         n = labels.count(c); assert abs(b.labels.eq(c).sum().item()-max(1, n*test)) <= max(g for g, k in sizes if k == c)+1
 
 
+@settings(max_examples=40, deadline=None)
+@given(rows=st.lists(st.tuples(st.integers(0, 15), st.integers(0, 30)), min_size=1, max_size=80), test=st.floats(.05, .95), seed=st.integers(0, 9))
+def test_split_of_several_findings(rows, test, seed):
+    y = torch.tensor([[bits >> k & 1 for k in range(4)] for bits, _ in rows]).float(); groups = [f'g{g}' for _, g in rows]
+    s = ImageSet(torch.zeros(len(y), 1, 1, 1, dtype=torch.uint8), y, ['a', 'b', 'c', 'd'], groups)
+    alone = [len({g for g, on in zip(groups, y[:, k]) if on}) < 2 for k in range(4)]
+    try: a, b = split_set(s, test, seed)
+    except ValueError as e: assert ('expected at least 2 groups' in str(e)) == any(alone) and (any(alone) or 'cannot be divided' in str(e)); return
+    assert not any(alone) and not set(a.groups) & set(b.groups) and sorted(a.files+b.files) == s.files
+    assert min(a.counts().values()) > 0 < min(b.counts().values()) and torch.equal(a.labels.sum(0)+b.labels.sum(0), y.sum(0))
+    order = torch.randperm(len(y)); assert sorted(split_set(s[order], test, seed)[1].files) == b.files
+
+
+def test_several_findings_resume_and_learn():
+    from fastai.callback.progress import ProgressCallback
+    from fastai.learner import Learner
+    from fastai.losses import BCEWithLogitsLossFlat
+    y = (torch.rand(20, 3, generator=torch.Generator().manual_seed(0)) < .4).float()
+    s = ImageSet(torch.randint(0, 255, (20, 1, 4, 4), dtype=torch.uint8), y, ['a', 'b', 'c'])
+    dl = ResidentLoader(s, bs=6, device='cpu', seed=1); it = iter(dl); next(it); state = dl.state_dict(); rest = torch.cat([y for _, y in it])
+    again = ResidentLoader(s, bs=6, device='cpu', seed=7); again.load_state_dict(state)
+    assert torch.equal(torch.cat([y for _, y in again]), rest) and rest.shape == (14, 3)
+    learn = Learner(resident_loaders(s, s, bs=5, device='cpu'), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)), loss_func=BCEWithLogitsLossFlat())
+    learn.remove_cb(ProgressCallback)
+    with learn.no_logging(): learn.fit(1)
+    assert torch.equal(learn.get_preds()[1].as_subclass(torch.Tensor), y)
+    learn.show_results()
+
+
+def test_medmnist_of_several_findings(tmp_path):
+    x, y = np.zeros((5, 28, 28), np.uint8), np.eye(5, 14, dtype=np.uint8)
+    np.savez(tmp_path/'chestmnist.npz', train_images=x, train_labels=y, val_images=x, val_labels=1-y)
+    s = read_images(tmp_path/'chestmnist.npz', size=8, classes=['nodule', 'atelectasis'])
+    assert s.several and s.counts() == {'nodule': 5, 'atelectasis': 5} and s.labels[0].tolist() == [0, 1] and 'several findings a film' in s.card().__str__()
+    np.savez(tmp_path/'chestmnist.npz', train_images=x, train_labels=2*y)
+    with pytest.raises(ValueError, match='expected weights from 0 to 1'): read_images(tmp_path/'chestmnist.npz')
+
+
 def test_one_loader_twice_at_once():
     dl = ResidentLoader(numbered(9), bs=2, device='cpu')
     outer = [(sorted(y.item() for _, ys in dl for y in ys), x) for _, x in dl]

@@ -45,7 +45,7 @@ class Book:
     @property
     def code(self): return [c for c in self.cells if c.type == 'code']
     @property
-    def number(self): return int(m[1]) if (m := re.match(r'(\d+)[a-z]?_', self.path.name)) else None
+    def number(self): return (int(m[1]), m[2]) if (m := re.match(r'(\d+)([a-z]?)_', self.path.name)) else None # 04 < 04a < 05
     @property
     def modules(self): return [c.directives['default_exp'] for c in self.code if c.directives.get('default_exp')]
 
