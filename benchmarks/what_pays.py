@@ -44,6 +44,10 @@ def one(name, seed, train, test, steps, extractor):
     scores = evaluate_images(lambda n, y, s: sample(l.model.best, n, y, s)[0], test, train, extractor, latent_sets=2)
     return dict(change=name, seed=seed, steps=steps, cpu_seconds_a_step=round(seconds, 3), scores=[s.to_dict() for s in scores])
 
+def rows(file):
+    "What was measured so far."
+    return json.loads(file.read_text(encoding='utf-8'))['rows'] if file.exists() else []
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--data', required=True); p.add_argument('--weights', required=True); p.add_argument('--extractor', default='squeezenet1_0')
@@ -55,10 +59,9 @@ def main():
     train, test = (films(a.data, a.size, part) for part in ('train', 'test'))
     for seed in a.seeds:
         for name in a.only:
-            rows = json.loads(out.read_text(encoding='utf-8'))['rows'] if out.exists() else []
-            if any((r['change'], r['seed'], r['steps']) == (name, seed, a.steps) for r in rows): continue
+            if any((r['change'], r['seed'], r['steps']) == (name, seed, a.steps) for r in rows(out)): continue
             row = one(name, seed, train, test, a.steps, extractor)
-            save_json(dict(rows=[*rows, row]), out)
+            save_json(dict(rows=[*rows(out), row]), out)
             print(name, seed, row['cpu_seconds_a_step'], {s['metric']: round(s['value'], 3) for s in row['scores']}, flush=True)
 
 if __name__ == '__main__': main()
