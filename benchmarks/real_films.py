@@ -36,14 +36,14 @@ def draw(run, net, name):
     few = torch.arange(0, len(x), max(1, len(x)//8))[:8]
     save_png(tile(torch.cat([x[few], maps[few]]), 8), NBS/'images'/f'{name}_maps_{net.size}.png')
 
-def measure(run, data, extractor, sets, pictures):
+def measure(run, data, extractor, sets, pictures): # pictures: how their names begin, or None for none
     "One row: what was trained, how it scores, its curves and its health; with `pictures` its sheet of films is written beside."
     plan, meta = (json.loads((run/f).read_text(encoding='utf-8')) for f in ('run.json', 'generator/config.json'))
     net, classes = load_generator(run, 'cpu')
     test, train = (films(data, net.size, part, classes or None) for part in ('test', 'train'))
     make = lambda n, y, s: sample(net, n, y if net.n_classes else None, s)[0]
     scores, r, history = evaluate_images(make, test, train, extractor, latent_sets=sets), plan['recipe'], dict(np.load(run/'history.npz'))
-    if pictures: draw(run, net, r['name'])
+    if pictures is not None: draw(run, net, pictures+r['name'])
     found = look_at_curves(history, anchored='relativistic' not in r['loss'])+look_at_films(*sample(net, 240, seed=2), train, held_out=test)
     print(f"{run.name}\n{table(scores)}\n{[f.kind for f in found]}", flush=True)
     return dict(recipe=r['name'], width=r['width'], bs=r['bs'], amp=r['amp'], T=(r['uncertainty'] or {}).get('T'), steps=meta['steps'], seed=plan['seed'], classes=classes, films=plan['films'], health=sorted({f.kind for f in found}),
@@ -56,8 +56,9 @@ def main():
     p.add_argument('--name', default='real_films', help='of the JSON file'); p.add_argument('--minutes', type=float, help='the budget of each run, for the record'); p.add_argument('--no-pictures', action='store_true')
     a = p.parse_args()
     extractor, rows = make_extractor(a.extractor, a.weights), []
+    pictures = None if a.no_pictures else '' if a.name == 'real_films' else f'{a.name}_'
     for run in sorted(r for r in Path(a.runs).iterdir() if (r/'generator'/'config.json').exists()):
-        row, scores = measure(run, a.data, extractor, a.sets, not a.no_pictures); rows.append(row)
+        row, scores = measure(run, a.data, extractor, a.sets, pictures); rows.append(row)
     if not rows: raise SystemExit(f'{a.runs}: found no finished run, expected folders written by cxr-gan train')
     s, seeds = scores[0], ', '.join(map(str, sorted({r['seed'] for r in rows})))
     caption = (f'{s.n_fake} generated films in each of {s.sets} sets of fresh latents (mean ± population standard deviation over the sets) against the {s.n_real} films of the test split, both at {s.size} pixels; '
