@@ -6,6 +6,7 @@
 
 No picture of a real film is written."""
 import argparse, json
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from cxr_gan.cli import films, load_generator
 from cxr_gan.core import save_json, save_png, tile
 from cxr_gan.health import look_at_curves, look_at_films
+from cxr_gan.losses import objective
 from cxr_gan.metrics import evaluate_images, make_extractor, table
 from cxr_gan.training import decoder_maps, load_network, sample
 
@@ -36,15 +38,20 @@ def draw(run, net, name):
     few = torch.arange(0, len(x), max(1, len(x)//8))[:8]
     save_png(tile(torch.cat([x[few], maps[few]]), 8), NBS/'images'/f'{name}_maps_{net.size}.png')
 
+@lru_cache(None)
+def reference(data, size, classes):
+    "The test and the training films that a run is measured with, read once for all runs of their kind."
+    return tuple(films(data, size, part, list(classes) or None) for part in ('test', 'train'))
+
 def measure(run, data, extractor, sets, pictures): # pictures: how their names begin, or None for none
     "One row: what was trained, how it scores, its curves and its health; with `pictures` its sheet of films is written beside."
     plan, meta = (json.loads((run/f).read_text(encoding='utf-8')) for f in ('run.json', 'generator/config.json'))
     net, classes = load_generator(run, 'cpu')
-    test, train = (films(data, net.size, part, classes or None) for part in ('test', 'train'))
+    test, train = reference(data, net.size, tuple(classes))
     make = lambda n, y, s: sample(net, n, y if net.n_classes else None, s)[0]
     scores, r, history = evaluate_images(make, test, train, extractor, latent_sets=sets), plan['recipe'], dict(np.load(run/'history.npz'))
     if pictures is not None: draw(run, net, pictures+r['name'])
-    found = look_at_curves(history, anchored='relativistic' not in r['loss'])+look_at_films(*sample(net, 240, seed=2), train, held_out=test)
+    found = look_at_curves(history, anchored=objective(r['loss']).anchored)+look_at_films(*sample(net, 240, seed=2), train, held_out=test)
     print(f"{run.name}\n{table(scores)}\n{[f.kind for f in found]}", flush=True)
     return dict(recipe=r['name'], width=r['width'], bs=r['bs'], amp=r['amp'], T=(r['uncertainty'] or {}).get('T'), steps=meta['steps'], seed=plan['seed'], classes=classes, films=plan['films'], health=sorted({f.kind for f in found}),
         scores=[s.to_dict() for s in scores], curves={k: thin(history[k]) for k in KEPT if k in history}), scores

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['NETWORKS', 'lrelu', 'Network', 'build', 'count_parameters', 'check_labels', 'embed_labels', 'weights_of', 'MCDropout',
            'keras_init', 'conv_act', 'up_act', 'up_same', 'LabelMap', 'FromStem', 'CGANGenerator', 'SmallGenerator',
-           'PlainGenerator', 'Encoder', 'CGANDiscriminator', 'UNetDecoder', 'UNetDiscriminator', 'ACDiscriminator',
-           'CovidGANGenerator', 'CovidGANDiscriminator', 'dcgan_init', 'DCGANGenerator', 'DCGANDiscriminator',
-           'LeanGenerator', 'ProjectionHead', 'LeanDiscriminator', 'SmallCNN']
+           'PlainGenerator', 'Encoder', 'CGANDiscriminator', 'UNetDecoder', 'UNetDiscriminator', 'NamesClass',
+           'ACDiscriminator', 'CovidGANGenerator', 'CovidGANDiscriminator', 'dcgan_init', 'DCGANGenerator',
+           'DCGANDiscriminator', 'lean_widths', 'LeanGenerator', 'ProjectionHead', 'LeanDiscriminator', 'SmallCNN']
 
 # %% ../nbs/04_architectures.ipynb #ce13c10e
 from functools import partial
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .core import check_size
 from .losses import Verdict
 
-# %% ../nbs/04_architectures.ipynb #9a595fa9
+# %% ../nbs/04_architectures.ipynb #b6c878a5
 NETWORKS = {} # every subclass of `Network` by name
 
 class Network(nn.Module):
@@ -46,6 +46,7 @@ class Network(nn.Module):
         "What a generator is fed."
         return self.z_std*torch.randn(n, self.nz, generator=generator, device=device)
 
+# %% ../nbs/04_architectures.ipynb #14fd310d
 def build(
     name:str, # a key of `NETWORKS`
     **config, # its constructor's arguments
@@ -134,16 +135,17 @@ def up_act(
     "Transposed 2x2 convolution of stride two and LeakyReLU."
     return nn.Sequential(nn.ConvTranspose2d(ni, no, 2, 2), lrelu())
 
-# %% ../nbs/04_architectures.ipynb #ffba31d7
+# %% ../nbs/04_architectures.ipynb #a3c2a88f
 def up_same(
     ni:int, # channels in
     no:int, # channels out
-    kernel:int, # side of the kernel, odd
-    stride:int=2, # how many times larger, 1 or 2
+    kernel:int, # side of the kernel, at least `stride`
+    stride:int=2, # how many times larger
     bias:bool=True, # whether to add one
 )->nn.ConvTranspose2d: # (n,ni,h,w) -> (n,no,stride*h,stride*w)
     "Transposed convolution with Keras' `same` padding, but for a shift of one pixel at stride two."
-    return nn.ConvTranspose2d(ni, no, kernel, stride, kernel//2, output_padding=stride-1, bias=bias)
+    odd = (kernel-stride)%2
+    return nn.ConvTranspose2d(ni, no, kernel, stride, (kernel-stride+odd)//2, odd, bias=bias)
 
 # %% ../nbs/04_architectures.ipynb #fb435e48
 class LabelMap(nn.Module):
@@ -358,10 +360,18 @@ class UNetDiscriminator(CGANDiscriminator):
         h, skips = self.encoder.with_skips(self.labelled(x, y))
         return Verdict(self.head(h).squeeze(1), self.decoder(h, skips))
 
-# %% ../nbs/04_architectures.ipynb #a3ec144c
-class ACDiscriminator(Network):
-    "The discriminator of S0's AC-CGAN, which names the class; at 128 pixels, one channel and three classes 4,777,828 parameters."
+# %% ../nbs/04_architectures.ipynb #e55a7178
+class NamesClass:
+    "What the discriminators share that read no label but name it: `features`, and the heads `real` and `classes` (or None)."
     conditional = False
+    def forward(self, x:Tensor, y:Tensor=None)->Verdict:
+        "(n,channels,size,size) in [-1,1] -> Verdict with `classes` (n,n_classes); labels are refused."
+        check_labels(y, 0, len(x), 'discriminator')
+        h = self.features(x)
+        return Verdict(self.real(h).squeeze(1), None, self.classes(h) if self.classes else None)
+
+class ACDiscriminator(NamesClass, Network):
+    "The discriminator of S0's AC-CGAN, which names the class; at 128 pixels, one channel and three classes 4,777,828 parameters."
     def __init__(self,
         size:int=128, # side of the images, a power of two from 16 up
         channels:int=1, # 1 for grey
@@ -375,11 +385,9 @@ class ACDiscriminator(Network):
         self.body = nn.Sequential(*_pooled(self.encoder.no, 4*width), *([MCDropout(p)] if drop == 'mc' else []))
         self.real, self.classes = nn.Linear(4*width, 1), nn.Linear(4*width, n_classes) if n_classes else None
         keras_init(self)
-    def forward(self, x:Tensor, y:Tensor=None)->Verdict:
-        "(n,channels,size,size) in [-1,1] -> Verdict with `classes` (n,n_classes); labels are refused."
-        check_labels(y, 0, len(x), 'discriminator')
-        h = self.body(self.encoder(x))
-        return Verdict(self.real(h).squeeze(1), None, self.classes(h) if self.classes else None)
+    def features(self, x:Tensor)->Tensor:
+        "(n,channels,size,size) -> what the heads see, (n,4*width)."
+        return self.body(self.encoder(x))
 
 # %% ../nbs/04_architectures.ipynb #653811a9
 class CovidGANGenerator(FromStem, Network):
@@ -472,8 +480,13 @@ class DCGANDiscriminator(Network):
         check_labels(y, 0, len(x), 'discriminator')
         return Verdict(self.body(x))
 
-# %% ../nbs/04_architectures.ipynb #56dfa63f
-def _lean_widths(size, width, widest): # channels at 4, 8, ..., size pixels
+# %% ../nbs/04_architectures.ipynb #35718ce0
+def lean_widths(
+    size:int, # side of the images
+    width:int, # channels at full size
+    widest:int, # no more than this many
+)->list: # at 4, 8, ..., size pixels
+    "Channels that double towards the coarse maps, up to a limit."
     return [min(widest, width*size//(4*2**i)) for i in range(check_size(size)-1)]
 
 class LeanGenerator(Network):
@@ -488,7 +501,7 @@ class LeanGenerator(Network):
         n_embed:int=32, # size of the class embedding
     ):
         super().__init__(size=size, channels=channels, n_classes=n_classes, width=width, widest=widest, nz=nz, n_embed=n_embed)
-        nfs = _lean_widths(size, width, widest)
+        nfs = lean_widths(size, width, widest)
         self.embed = nn.Embedding(n_classes, n_embed) if n_classes else None
         self.stem = nn.Sequential(nn.Linear(nz+n_embed*bool(n_classes), nfs[0]*16), nn.Unflatten(1, (nfs[0], 4, 4)), nn.BatchNorm2d(nfs[0]), lrelu())
         def up(ni, no): return [nn.Upsample(scale_factor=2), nn.Conv2d(ni, no, 3, padding=1, bias=False), nn.BatchNorm2d(no), lrelu()]
@@ -498,7 +511,7 @@ class LeanGenerator(Network):
         check_labels(y, self.n_classes, len(z))
         return self.body(self.stem(torch.cat([z, embed_labels(self.embed, y)], 1) if self.embed else z))
 
-# %% ../nbs/04_architectures.ipynb #c6e1cd37
+# %% ../nbs/04_architectures.ipynb #aa9b16f2
 class ProjectionHead(nn.Module):
     "Linear head with dropout before it and one more direction per class: (n,d) and (n,) -> (n,) (Miyato & Koyama 2018, eq. 3)."
     def __init__(self,
@@ -528,7 +541,7 @@ class LeanDiscriminator(Network):
         p:float=0., # Monte Carlo dropout before the head
     ):
         super().__init__(size=size, channels=channels, n_classes=n_classes, width=width, widest=widest, p=p)
-        nfs = [channels, *_lean_widths(size, width, widest)[-2::-1]]
+        nfs = [channels, *lean_widths(size, width, widest)[-2::-1]]
         self.body = nn.Sequential(*[l for ni, no in zip(nfs, nfs[1:]) for l in (nn.Conv2d(ni, no, 4, 2, 1), lrelu())], nn.Flatten())
         self.head = ProjectionHead(nfs[-1]*16, n_classes, p)
     def features(self, x:Tensor)->Tensor:

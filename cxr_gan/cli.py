@@ -82,7 +82,7 @@ def data(
         path = str(fetch(path))
     films(path, size, on_error=on_error).describe()
 
-# %% ../nbs/15_cli.ipynb #1e6f01e6
+# %% ../nbs/15_cli.ipynb #66f5d70f
 def _write_run(run, l, monitor, classes):
     "Leave the results of a training in its folder."
     from cxr_gan.core import whole_file
@@ -96,6 +96,7 @@ def _write_run(run, l, monitor, classes):
     with whole_file(run/'curves.png') as tmp: fig.savefig(tmp)
     plt.close(fig); monitor.animation(run/'progress.gif')
 
+# %% ../nbs/15_cli.ipynb #ab71def3
 def _changed(r, change):
     "A recipe with one `field=value` or `field.key=value` applied; the value is JSON, or else a string."
     from cxr_gan.recipes import override

@@ -7,14 +7,14 @@ __all__ = ['keras_total', 'up_block', 'down_block', 'HomeworkGenerator', 'Homewo
            'KerasHomeworkDiscriminator', 'WaheedGenerator', 'WaheedDiscriminator', 'CS449Generator',
            'CS449Discriminator', 'MLPGenerator', 'MLPDiscriminator']
 
-# %% ../nbs/04a_coursework.ipynb #ee967032
+# %% ../nbs/04a_coursework.ipynb #f9b2e19a
 from functools import partial
 from typing import Callable
 
 import torch
 from torch import Tensor, nn
 
-from .architectures import FromStem, LabelMap, Network, check_labels, dcgan_init, embed_labels, keras_init, lrelu, weights_of
+from .architectures import FromStem, LabelMap, NamesClass, Network, check_labels, dcgan_init, embed_labels, keras_init, lrelu, up_same, weights_of
 from .core import check_size
 from .losses import Verdict
 
@@ -27,7 +27,7 @@ def keras_total(
     n = sum(p.numel() for p in net.parameters())+sum(b.numel() for k, b in net.named_buffers() if k.endswith(('running_mean', 'running_var')))
     return n if embeddings else n-sum(m.weight.numel() for m in net.modules() if isinstance(m, nn.Embedding))
 
-# %% ../nbs/04a_coursework.ipynb #e68ca7dd
+# %% ../nbs/04a_coursework.ipynb #5850a567
 def up_block(
     ni:int, # channels in
     no:int, # channels out
@@ -38,9 +38,7 @@ def up_block(
     act:Callable=None, # () -> module, or None
 )->nn.Sequential: # (n,ni,h,w) -> (n,no,stride*h,stride*w)
     "Transposed convolution, norm, activation."
-    odd = (kernel-stride)%2
-    conv = nn.ConvTranspose2d(ni, no, kernel, stride, (kernel-stride+odd)//2, odd, bias=bias)
-    return nn.Sequential(conv, *([norm(no)] if norm else []), *([act()] if act else []))
+    return nn.Sequential(up_same(ni, no, kernel, stride, bias), *([norm(no)] if norm else []), *([act()] if act else []))
 
 # %% ../nbs/04a_coursework.ipynb #d6bb2769
 def down_block(
@@ -192,10 +190,9 @@ class WaheedGenerator(FromStem, Network):
         self.body = nn.Sequential(*ups, up_block(2*width, channels, 5, bias=True, act=nn.Tanh))
         keras_init(self, nn.init.xavier_uniform_)
 
-# %% ../nbs/04a_coursework.ipynb #661825bf
-class WaheedDiscriminator(Network):
+# %% ../nbs/04a_coursework.ipynb #5f35cad5
+class WaheedDiscriminator(NamesClass, Network):
     "The discriminator of CovidGAN (Waheed et al. 2020), which names the class; at 112 pixels, three channels and two classes 1,628,035 parameters."
-    conditional = False
     def __init__(self,
         size:int=112, # side of the images, a multiple of 16
         channels:int=3, # 1 for grey
@@ -212,11 +209,9 @@ class WaheedDiscriminator(Network):
         flat = nfs[-1]*(size//16)**2
         self.real, self.classes = nn.Linear(flat, 1), nn.Linear(flat, n_classes) if n_classes else None
         keras_init(self, nn.init.xavier_uniform_)
-    def forward(self, x:Tensor, y:Tensor=None)->Verdict:
-        "(n,channels,size,size) in [-1,1] -> Verdict with `classes`; labels are refused."
-        check_labels(y, 0, len(x), 'discriminator')
-        h = self.body(x)
-        return Verdict(self.real(h).squeeze(1), None, self.classes(h) if self.classes else None)
+    def features(self, x:Tensor)->Tensor:
+        "(n,channels,size,size) -> what the heads see, (n,d)."
+        return self.body(x)
 
 # %% ../nbs/04a_coursework.ipynb #50a38e9d
 _ACTIVATIONS = dict(relu=nn.ReLU, leaky=lrelu)

@@ -318,10 +318,9 @@ class Health(Callback):
         self.check_numbers()
         if self.last != self.steps: self.look()
 
-# %% ../nbs/06a_health.ipynb #f2207123
+# %% ../nbs/06a_health.ipynb #5da76d23
 def _all_finite(tensors): return bool(torch.stack([t.float() for t in torch._foreach_norm(list(tensors))]).isfinite().all())
 
-def _anchored(objective): return not getattr(objective, 'sees_real', False) and getattr(objective, 'name', '') not in ('wasserstein', 'least_squares')
 
 @patch
 def check_numbers(self:Health):
@@ -347,14 +346,14 @@ def collect(self:Health,
     for kind in self.now.keys()-{f.kind for f in found}: self.say(f'health, step {step}: {kind} has cleared')
     self.now, self.last = {f.kind: f for f in found}, step
 
-# %% ../nbs/06a_health.ipynb #eb17a53a
+# %% ../nbs/06a_health.ipynb #81a0a1ba
 @patch
 def look(self:Health,
     learn=None, # a `GANLearner`; None takes the one that is being trained
 )->list: # of `Finding`
     "Look at the curves and, after the warm-up, at films of the generator that would be shown."
     learn = learn or self.learn
-    found = look_at_curves(learn.curves(), self.window, _anchored(learn.objective))
+    found = look_at_curves(learn.curves(), self.window, getattr(learn.objective, 'anchored', True))
     if learn.steps >= self.warmup:
         films, net = learn.dls.train.dataset, learn.model.best
         if self.source is not films:

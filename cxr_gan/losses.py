@@ -112,7 +112,7 @@ def relativistic_average_g(
     "The same game with the sides exchanged."
     return relativistic_average_d(fake, real)
 
-# %% ../nbs/03_losses.ipynb #1fad0284
+# %% ../nbs/03_losses.ipynb #05fdea4e
 @dataclass(frozen=True)
 class Objective:
     "A two-player objective: what each side minimises, as a function of verdicts."
@@ -120,6 +120,7 @@ class Objective:
     d_logits: Callable # (real logits, fake logits) -> scalar
     g_logits: Callable # (fake logits) -> scalar; (fake logits, real logits) when `sees_real`
     sees_real: bool = False # whether the generator's side needs the real verdict
+    anchored: bool = True # whether a logit of zero means undecided
 
     def discriminator(self,
         real:Verdict, # of real images
@@ -137,15 +138,15 @@ class Objective:
         if real is None: raise ValueError(f"objective {self.name!r} compares generated with real images: found no real verdict in the generator's turn, expected one; judge the films there too")
         return self.g_logits(fake.logit, real.logit)
 
-# %% ../nbs/03_losses.ipynb #48460d4b
+# %% ../nbs/03_losses.ipynb #c46f2653
 OBJECTIVES = {o.name: o for o in (
     Objective('minimax', minimax_d, minimax_g),
     Objective('non_saturating', minimax_d, non_saturating_g),
-    Objective('least_squares', least_squares_d, least_squares_g),
+    Objective('least_squares', least_squares_d, least_squares_g, anchored=False),
     Objective('hinge', hinge_d, wasserstein_g),
-    Objective('wasserstein', wasserstein_d, wasserstein_g),
-    Objective('relativistic', relativistic_d, relativistic_g, sees_real=True),
-    Objective('relativistic_average', relativistic_average_d, relativistic_average_g, sees_real=True))}
+    Objective('wasserstein', wasserstein_d, wasserstein_g, anchored=False),
+    Objective('relativistic', relativistic_d, relativistic_g, sees_real=True, anchored=False),
+    Objective('relativistic_average', relativistic_average_d, relativistic_average_g, sees_real=True, anchored=False))}
 
 def objective(
     name, # a key of `OBJECTIVES`, or an object with `discriminator` and `generator`

@@ -5,27 +5,23 @@
 # %% auto #0
 __all__ = ['ResBlock', 'SelfAttention', 'MinibatchDeviation', 'SkipExcitation', 'ModernGenerator', 'ModernDiscriminator']
 
-# %% ../nbs/04b_modern.ipynb #8e932125
-import math
-
+# %% ../nbs/04b_modern.ipynb #2b301134
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .architectures import Network, ProjectionHead, check_labels, embed_labels, lrelu
-from .core import check_size
+from .architectures import Network, ProjectionHead, check_labels, embed_labels, lean_widths, lrelu
 from .losses import Verdict
 
-# %% ../nbs/04b_modern.ipynb #19805e1f
+# %% ../nbs/04b_modern.ipynb #442d69ea
 class ResBlock(nn.Module):
     "Two 3x3 convolutions on a shortcut, no normalisation, identity at the start: (n,nf,h,w) -> (n,nf,h,w)."
     def __init__(self,
         nf:int, # channels in and out
-        gain:float=1., # of the first convolution's He-normal weights
     ):
         super().__init__()
         self.convs = nn.Sequential(lrelu(), nn.Conv2d(nf, nf, 3, padding=1), lrelu(), nn.Conv2d(nf, nf, 3, padding=1, bias=False))
-        nn.init.kaiming_normal_(self.convs[1].weight, .2); self.convs[1].weight.data.mul_(gain)
+        nn.init.kaiming_normal_(self.convs[1].weight, .2)
         nn.init.zeros_(self.convs[3].weight)
     def forward(self, x:Tensor)->Tensor:
         "The input plus what the convolutions make of it."
@@ -77,10 +73,7 @@ class SkipExcitation(nn.Module):
         "The fine map, each channel times a number between 0 and 2, near 1 at the start."
         return x*2*self.gate(coarse).sigmoid()
 
-# %% ../nbs/04b_modern.ipynb #92c95899
-def _widths(size, width, widest): # channels at 4, 8, ..., size pixels
-    return [min(widest, width*size//(4*2**i)) for i in range(check_size(size)-1)]
-
+# %% ../nbs/04b_modern.ipynb #d702d040
 class ModernGenerator(Network):
     "Residual generator: linear stem to 4 pixels, then repeat pixels, 1x1 convolution, residual block; tanh."
     def __init__(self,
@@ -96,7 +89,7 @@ class ModernGenerator(Network):
         excitation:bool=False, # gate the last two sides by the first two
     ):
         super().__init__(size=size, channels=channels, n_classes=n_classes, width=width, widest=widest, nz=nz, n_embed=n_embed, norm=norm, attention=attention, excitation=excitation)
-        nfs = _widths(size, max(1, 2*width//3), widest)
+        nfs = lean_widths(size, max(1, 2*width//3), widest)
         self.embed = nn.Embedding(n_classes, n_embed) if n_classes else None
         self.stem = nn.Sequential(nn.Linear(nz+n_embed*bool(n_classes), nfs[0]*16), nn.Unflatten(1, (nfs[0], 4, 4)))
         self.stages = nn.ModuleList([nn.Sequential(*([] if i == 0 else _doubling(nfs[i-1], nf, norm)), ResBlock(nf), *([SelfAttention(nf)] if attention == 4*2**i else [])) for i, nf in enumerate(nfs)])
@@ -113,7 +106,7 @@ class ModernGenerator(Network):
 
 def _doubling(ni, no, norm): return [nn.Conv2d(ni, no, 1, bias=False), *([nn.BatchNorm2d(no)] if norm else []), nn.Upsample(scale_factor=2)]
 
-# %% ../nbs/04b_modern.ipynb #701a9af7
+# %% ../nbs/04b_modern.ipynb #b37dc5b7
 class ModernDiscriminator(Network):
     "Residual discriminator without normalisation, down to 4 pixels; flat projection head, optionally one that names the class."
     def __init__(self,
@@ -129,7 +122,7 @@ class ModernDiscriminator(Network):
     ):
         super().__init__(size=size, channels=channels, n_classes=n_classes, width=width, widest=widest, p=p, attention=attention, deviation=deviation, classes=classes)
         if classes and not n_classes: raise ValueError('found classes=True and n_classes=0, expected classes to name: give n_classes or leave classes out')
-        nfs = _widths(size, width, widest)[-2::-1]
+        nfs = lean_widths(size, width, widest)[-2::-1]
         stages = [nn.Sequential(nn.Conv2d(channels, nfs[0], 4, 2, 1)), *[nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(ni, no, 1, bias=False)) for ni, no in zip(nfs, nfs[1:])]]
         for i, (s, nf) in enumerate(zip(stages, nfs)):
             s.append(ResBlock(nf))

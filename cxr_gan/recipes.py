@@ -78,7 +78,7 @@ COUNTING = dict( # how sources count parameters
     keras=keras_total, # with batch norm's running statistics
     keras_no_embedding=lambda net: keras_total(net, embeddings=False)) # ... and without embedding tables
 
-# %% ../nbs/11_recipes.ipynb #159ac052
+# %% ../nbs/11_recipes.ipynb #661a5e69
 def override(
     r:Recipe, # to start from
     **changes, # field=value
@@ -88,6 +88,7 @@ def override(
     if extra := sorted(set(changes)-set(known)): raise ValueError(f"a recipe has no field {', '.join(extra)}; it has {', '.join(known)}")
     return replace(r, **changes)
 
+# %% ../nbs/11_recipes.ipynb #29da6cbd
 def networks(
     r:Recipe, # which system
     size:int=None, # side of the films; None takes the recipe's
@@ -102,6 +103,7 @@ def networks(
         return build(name, **{**{k: v for k, v in found.items() if cond or k != 'n_classes'}, **args})
     return make(r.generator, r.g_args), make(r.discriminator, r.d_args)
 
+# %% ../nbs/11_recipes.ipynb #88279029
 def learner(
     r:Recipe, # which system
     train:ImageSet, # the films, brought to the size asked

@@ -104,7 +104,7 @@ def update_average(self:GANPair,
     for a, b in zip(old, new):
         if not a.is_floating_point(): a.copy_(b)
 
-# %% ../nbs/06_training.ipynb #c4a39835
+# %% ../nbs/06_training.ipynb #95eb866f
 @dataclass(frozen=True)
 class OptSettings:
     "How one player learns: settings of the optimiser, and clipping."
@@ -121,6 +121,7 @@ def _group(kind, net, o): # a parameter group with the settings that this optimi
     known = inspect.signature(OPTIMIZERS[kind]).parameters
     return dict(params=[p for p in net.parameters() if p.requires_grad], **{k: v for k, v in {**asdict(o), 'momentum': o.betas[0]}.items() if k in known})
 
+# %% ../nbs/06_training.ipynb #85ba22b4
 @dataclass(frozen=True)
 class Schedule:
     "A factor on the learning rate, from the number of steps."
@@ -134,6 +135,7 @@ class Schedule:
         u = min(1., max(0., (step-self.hold)/self.decay)) if self.decay else 0.
         return up*(self.floor+(1-self.floor)*(1+math.cos(math.pi*u))/2)
 
+# %% ../nbs/06_training.ipynb #f61359de
 def _clip(params, o): # clip in place; the norm as it was before
     moving = [p for p in params if p.grad is not None]
     if not moving: return None
@@ -243,16 +245,16 @@ def make_fakes(self:GANLearner, n:int, y:Tensor=None, latents=None)->tuple:
     y = self.draw_labels(n, torch.empty(0, dtype=torch.long, device=dev) if y is None else y) if g.conditional else None
     with self.precision(): return g((latents or g.latents)(n, dev), y).float(), y
 
-# %% ../nbs/06_training.ipynb #d076739b
+# %% ../nbs/06_training.ipynb #1e7cf212
 @patch
 def charge(self:GANLearner, side:str, turn:Turn)->Tensor:
-    "What the terms add to the loss of one side, 'discriminator' or 'generator'."
+    "What the terms add to the loss of one side, 'discriminator' or 'generator'; the discriminator's share of each is logged."
     total = 0.
     for t in self.terms:
         if side == 'discriminator' and self.steps % t.every: continue
         if (value := getattr(t, side)(turn)) is None: continue
         value = value*t.every if side == 'discriminator' else value
-        if side == 'discriminator' or t.name not in self.stats: self.stats[t.name] = value.detach()
+        if side == 'discriminator': self.stats[t.name] = value.detach()
         total = total+value
     return total
 
