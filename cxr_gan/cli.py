@@ -170,7 +170,7 @@ def train(
     save_json(dict(verdict=health.verdict(), findings=[f._asdict() for f in health.findings]), out/'health.json'); say(health.verdict())
     say(f'{l.steps} steps; the run is in {out}')
 
-# %% ../nbs/15_cli.ipynb #9c515ebf
+# %% ../nbs/15_cli.ipynb #e9b3e0bc
 def load_generator(
     run, # folder of a run, or of a generator written by `save_network`
     device=None, # None takes the best there is
@@ -195,6 +195,7 @@ def generate(
     n:int=typer.Option(64, help='how many films'),
     label:Optional[str]=typer.Option(None, help='only this class, by name or number'),
     seed:int=typer.Option(0, help='of the latents'),
+    truncation:float=typer.Option(1., help='factor on the latents: below 1 more typical films, above 1 more varied ones'),
     out:Path=typer.Option(..., help='folder for the PNG files and the contact sheet'),
     device:Optional[str]=typer.Option(None, help='cpu, cuda, mps; the best there is if left out'),
 ):
@@ -203,8 +204,9 @@ def generate(
     from cxr_gan.training import sample
     if n < 1: raise ValueError(f'--n {n}: expected at least one film')
     net, classes = load_generator(run, device)
-    x, y = sample(net, n, _label(label, classes if net.n_classes else []), seed)
-    for i, im in enumerate(x): save_png(im, out/(classes[y[i]] if classes and y is not None else 'films')/f'seed{seed}_{i:05d}.png')
+    x, y = sample(net, n, _label(label, classes if net.n_classes else []), seed, truncation=truncation)
+    name = f'seed{seed}'+(f'_psi{truncation:g}' if truncation != 1 else '')
+    for i, im in enumerate(x): save_png(im, out/(classes[y[i]] if classes and y is not None else 'films')/f'{name}_{i:05d}.png')
     few = x[:64] if y is None else x[y.argsort(stable=True)][_spread(n)]
     save_png(tile(few, 8), out/'contact_sheet.png')
     say(f'{n} films and contact_sheet.png are in {out}')
@@ -217,7 +219,7 @@ def _spread(
     import torch
     return torch.linspace(0, n-1, min(n, most)).long()
 
-# %% ../nbs/15_cli.ipynb #3aa134be
+# %% ../nbs/15_cli.ipynb #7a8d7327
 @command
 def evaluate(
     real:str=typer.Option(..., help='folder, .npz file, or phantom:N; its test split is the reference, its train split gives the floor'),
@@ -227,25 +229,27 @@ def evaluate(
     n:Optional[int]=typer.Option(None, help='generated films in a set; as many as the reference if left out'),
     sets:int=typer.Option(5, help='sets of fresh latents, for a run'),
     seed:int=typer.Option(0, help='of the first set'),
+    truncation:float=typer.Option(1., help="factor on the latents of a run's generator"),
     json_file:Optional[Path]=typer.Option(None, '--json', help='write the numbers here'),
     device:Optional[str]=typer.Option(None, help='cpu, cuda, mps; the best there is if left out'),
 ):
     "Distances between generated and real films, beside the real-real floor."
     from cxr_gan.core import save_json
     from cxr_gan.metrics import evaluate_images, make_extractor, table
-    make, size, classes = _fakes(fake, device)
+    make, size, classes = _fakes(fake, device, truncation)
     test, train = films(real, size, 'test', classes), films(real, size, 'train', classes)
     train, test = _apart(real, train, test, .5, seed)
     rows = evaluate_images(make, test, train, make_extractor(extractor, weights, train, device, seed), n, sets, seed)
     print(table(rows))
-    if json_file: save_json(dict(real=real, fake=fake, scores=[r.to_dict() for r in rows]), json_file)
+    if json_file: save_json(dict(real=real, fake=fake, truncation=truncation, scores=[r.to_dict() for r in rows]), json_file)
 
-def _fakes(fake, device):
+def _fakes(fake, device, truncation):
     "A sampler from a run, or fixed films from a folder; their size, and their classes when the run knows them."
     if (Path(fake)/'generator').is_dir() or (Path(fake)/'model.safetensors').is_file():
         from cxr_gan.training import sample
         net, classes = load_generator(fake, device)
-        return (lambda n, labels, seed: sample(net, n, labels if net.n_classes else None, seed)[0]), net.size, classes or None
+        return (lambda n, labels, seed: sample(net, n, labels if net.n_classes else None, seed, truncation=truncation)[0]), net.size, classes or None
+    if truncation != 1: raise ValueError(f'--truncation {truncation}: {fake} holds finished films, expected a run whose generator is still to be asked; leave --truncation out')
     from cxr_gan.data import read_images
     side = read_images(fake, 8, cache=False, progress=False).info[0]['width']
     return read_images(fake, side, cache=False).images, side, None

@@ -7,7 +7,7 @@ __all__ = ['OPTIMIZERS', 'CURVES', 'even_labels', 'sample', 'GANPair', 'OptSetti
            'Budget', 'Monitor', 'decoder_maps', 'show_maps', 'save_network', 'load_network', 'save_tree', 'load_tree',
            'Checkpoint', 'Ticker']
 
-# %% ../nbs/06_training.ipynb #025db984
+# %% ../nbs/06_training.ipynb #9e1cc52a
 import copy, inspect, json, math, random, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from fastai.callback.progress import ProgressCallback # importing it gives every
 from fastai.learner import Learner, Metric
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch
+from fastcore.foundation import L
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ from .core import plot_curves, rng, save_json, save_png, show_grid, tile, to_byt
 from .losses import Term, Turn, objective, term
 from .uncertainty import Judgement, Uncertainty, judge_once, mc_dropout
 
-# %% ../nbs/06_training.ipynb #68eed741
+# %% ../nbs/06_training.ipynb #ac1d46b9
 def even_labels(
     n:int, # how many
     n_classes:int, # 0 for an unconditional generator
@@ -57,10 +58,12 @@ def sample(
     labels=None, # a class for all, one for each, rows of class weights (n,k), or None for all classes in turn
     seed:int=0, # of the latents
     bs:int=128, # films at a time
+    truncation:float=1., # factor on the latents: below 1 more typical films, above 1 more varied ones
 )->tuple: # films uint8 (n,c,h,w) and labels or None, on the CPU
     "Films from a generator, as bytes."
+    if not 0 <= truncation < math.inf: raise ValueError(f'truncation {truncation}: expected a finite number from 0 up; 1 draws as in training')
     y, was = _labels(labels, n, net.n_classes), net.training
-    dev, z = next(net.parameters()).device, net.latents(n, generator=rng(seed))
+    dev, z = next(net.parameters()).device, truncation*net.latents(n, generator=rng(seed))
     net.eval()
     try: out = [to_bytes(net(z[i:i+bs].to(dev), None if y is None else y[i:i+bs].to(dev)), net.value_range).cpu() for i in range(0, n, bs)]
     finally: net.train(was)
@@ -354,7 +357,7 @@ def all_batches(self:GANLearner):
 def _do_epoch_validate(self:GANLearner, ds_idx=1, dl=None):
     "A GAN has no loss on held-out films: it is measured by distances, in the chapter on metrics."
 
-# %% ../nbs/06_training.ipynb #01481603
+# %% ../nbs/06_training.ipynb #a7eff9cf
 class Budget(Callback):
     "Stop after so many steps in all or so many minutes of this fit, whichever is first."
     order = 70 # after the recorder and the log
@@ -384,7 +387,7 @@ def fit_for(self:GANLearner,
     left = 10**9 if total is None else total-self.steps
     if left <= 0: return
     if self.steps % n: self.dls.train.load_state_dict(self.dls.train.state_dict()) # go on with the epoch that was stopped
-    self.fit(-(-(left+self.steps%n)//n) if total is not None else 10**6, cbs=[Budget(total, minutes), *(cbs or [])])
+    self.fit(-(-(left+self.steps%n)//n) if total is not None else 10**6, cbs=[Budget(total, minutes), *L(cbs)])
 
 @patch
 def curves(self:GANLearner)->dict:
