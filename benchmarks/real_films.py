@@ -43,29 +43,30 @@ def reference(data, size, classes):
     "The test and the training films that a run is measured with, read once for all runs of their kind."
     return tuple(films(data, size, part, list(classes) or None) for part in ('test', 'train'))
 
-def measure(run, data, extractor, sets, pictures): # pictures: how their names begin, or None for none
+def measure(run, data, extractor, sets, pictures, truncations=()): # pictures: how their names begin, or None for none
     "One row: what was trained, how it scores, its curves and its health; with `pictures` its sheet of films is written beside."
     plan, meta = (json.loads((run/f).read_text(encoding='utf-8')) for f in ('run.json', 'generator/config.json'))
     net, classes = load_generator(run, 'cpu')
     test, train = reference(data, net.size, tuple(classes))
-    make = lambda n, y, s: sample(net, n, y if net.n_classes else None, s)[0]
-    scores, r, history = evaluate_images(make, test, train, extractor, latent_sets=sets), plan['recipe'], dict(np.load(run/'history.npz'))
+    def scored(psi): return evaluate_images(lambda n, y, s: sample(net, n, y if net.n_classes else None, s, truncation=psi)[0], test, train, extractor, latent_sets=sets)
+    scores, r, history = scored(1.), plan['recipe'], dict(np.load(run/'history.npz'))
     if pictures is not None: draw(run, net, pictures+r['name'])
     found = look_at_curves(history, anchored=objective(r['loss']).anchored)+look_at_films(*sample(net, 240, seed=2), train, held_out=test)
     print(f"{run.name}\n{table(scores)}\n{[f.kind for f in found]}", flush=True)
     return dict(recipe=r['name'], width=r['width'], bs=r['bs'], amp=r['amp'], T=(r['uncertainty'] or {}).get('T'), steps=meta['steps'], seed=plan['seed'], classes=classes, films=plan['films'], health=sorted({f.kind for f in found}),
-        scores=[s.to_dict() for s in scores], curves={k: thin(history[k]) for k in KEPT if k in history}), scores
+        scores=[s.to_dict() for s in scores], truncation={psi: {s.metric: s.value for s in scored(psi)} for psi in truncations}, curves={k: thin(history[k]) for k in KEPT if k in history}), scores
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for a in ('--data', '--runs', '--weights'): p.add_argument(a, required=True)
     p.add_argument('--extractor', default='squeezenet1_0'); p.add_argument('--sets', type=int, default=5); p.add_argument('--device-name', default='CPU')
     p.add_argument('--name', default='real_films', help='of the JSON file'); p.add_argument('--minutes', type=float, help='the budget of each run, for the record'); p.add_argument('--no-pictures', action='store_true')
+    p.add_argument('--truncation', type=float, nargs='+', default=[], help='factors on the latents to measure as well')
     a = p.parse_args()
     extractor, rows = make_extractor(a.extractor, a.weights), []
     pictures = None if a.no_pictures else '' if a.name == 'real_films' else f'{a.name}_'
     for run in sorted(r for r in Path(a.runs).iterdir() if (r/'generator'/'config.json').exists()):
-        row, scores = measure(run, a.data, extractor, a.sets, pictures); rows.append(row)
+        row, scores = measure(run, a.data, extractor, a.sets, pictures, a.truncation); rows.append(row)
     if not rows: raise SystemExit(f'{a.runs}: found no finished run, expected folders written by cxr-gan train')
     s, seeds = scores[0], ', '.join(map(str, sorted({r['seed'] for r in rows})))
     caption = (f'{s.n_fake} generated films in each of {s.sets} sets of fresh latents (mean ± population standard deviation over the sets) against the {s.n_real} films of the test split, both at {s.size} pixels; '

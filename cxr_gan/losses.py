@@ -190,15 +190,20 @@ class Turn(NamedTuple):
     ask: Optional[Callable] = None # (images, labels) -> judgement: asks the discriminator again, with gradients
     net: object = None # the discriminator, for penalties on weights
 
-# %% ../nbs/03_losses.ipynb #cd7d7941
+# %% ../nbs/03_losses.ipynb #929da6c8
 class Term:
     "What a player minimises beside the objective: each method returns a scalar, times `weight`, or None where this player is not charged."
     name, weight = 'term', 1.
     every = 1 # charged at each k-th discriminator step, k times as high; the training loop does both
     slopes = () # which images must require grad: 'real', 'fake'
+    last, over = None, 0 # the weight falls (or rises) geometrically to `last` over the first `over` steps; the training loop does it
     def __post_init__(self):
         if isinstance(self.weight, bool) or not isinstance(self.weight, (int, float)) or not 0 <= self.weight < math.inf: raise ValueError(f'{self.name}: weight {self.weight!r}, expected a number from 0 up')
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1: raise ValueError(f'{self.name}: every {self.every!r}, expected a whole number of discriminator steps from 1 up')
+        if (self.last is None) != (self.over == 0) or (self.over and not (self.over > 0 and 0 < self.last < math.inf and self.weight > 0)): raise ValueError(f'{self.name}: weight {self.weight}, last {self.last}, over {self.over}; expected either neither last nor over, or a weight and a last weight above 0 and the number of steps between them')
+    def factor(self, step:int)->float:
+        "What the weight is multiplied by at step number `step`, counted from 0."
+        return (self.last/self.weight)**min(1., step/self.over) if self.over else 1.
     def discriminator(self, turn:Turn)->Optional[Tensor]:
         "The discriminator's share."
     def generator(self, turn:Turn)->Optional[Tensor]:
@@ -285,23 +290,22 @@ class ClassLoss(Term):
         "Be recognised as the class that was asked for."
         return self._loss(turn.fake, turn.y_fake)
 
-# %% ../nbs/03_losses.ipynb #bc8e44fb
+# %% ../nbs/03_losses.ipynb #8092e687
 @dataclass
 class R1(Term):
     "Half the weight times the mean squared slope at films (Mescheder et al. 2018, eq. 9)."
     weight: float = 10. # gamma
     every: int = 1 # discriminator steps from charge to charge; 16 in StyleGAN2
+    last: float = None # the weight in the end, if it is not to stay
+    over: int = 0 # ... and the steps until then
     name, slopes = 'r1', ('real',)
 
     def discriminator(self, turn:Turn)->Tensor:
         "The slope at films."
         return self.weight/2*slope_penalty(turn.real.mean_logit, _sloped(turn.x, self.name))
 
-@dataclass
-class R2(Term):
-    "Half the weight times the mean squared slope at generated images (Mescheder et al. 2018, eq. 10)."
-    weight: float = 10. # gamma
-    every: int = 1 # discriminator steps from charge to charge
+class R2(R1):
+    "The same at generated images (Mescheder et al. 2018, eq. 10)."
     name, slopes = 'r2', ('fake',)
 
     def discriminator(self, turn:Turn)->Tensor:

@@ -248,7 +248,7 @@ def make_fakes(self:GANLearner, n:int, y:Tensor=None, latents=None)->tuple:
     y = self.draw_labels(n, torch.empty(0, dtype=torch.long, device=dev) if y is None else y) if g.conditional else None
     with self.precision(): return g((latents or g.latents)(n, dev), y).float(), y
 
-# %% ../nbs/06_training.ipynb #1e7cf212
+# %% ../nbs/06_training.ipynb #e500690d
 @patch
 def charge(self:GANLearner, side:str, turn:Turn)->Tensor:
     "What the terms add to the loss of one side, 'discriminator' or 'generator'; the discriminator's share of each is logged."
@@ -256,7 +256,7 @@ def charge(self:GANLearner, side:str, turn:Turn)->Tensor:
     for t in self.terms:
         if side == 'discriminator' and self.steps % t.every: continue
         if (value := getattr(t, side)(turn)) is None: continue
-        value = value*t.every if side == 'discriminator' else value
+        value = value*t.factor(self.steps)*(t.every if side == 'discriminator' else 1)
         if side == 'discriminator': self.stats[t.name] = value.detach()
         total = total+value
     return total
@@ -289,7 +289,7 @@ def _note(self:GANLearner, real:Judgement, fake:Judgement, **losses):
         u_real=real.u.mean(), u_fake=fake.u.mean(), epistemic_fake=fake.parts.epistemic.mean(), **losses)
     self.stats = {k: v.detach() for k, v in self.stats.items()}
 
-# %% ../nbs/06_training.ipynb #5e63184f
+# %% ../nbs/06_training.ipynb #91831f91
 @patch
 def _do_one_batch(self:GANLearner):
     "One discriminator step and, every `n_disc` batches, one generator step."
@@ -307,7 +307,7 @@ def _do_one_batch(self:GANLearner):
 @patch
 def _both_turns(self:GANLearner, turn:Turn):
     "The steps themselves: both at once, or the discriminator's and then the generator's."
-    d, g = (list(n.parameters()) for n in (self.model.discriminator, self.model.generator))
+    d, g = ([p for p in n.parameters() if p.requires_grad] for n in (self.model.discriminator, self.model.generator))
     g_too = (self.steps+1) % self.n_disc == 0
     d_loss = self.d_loss(turn)
     if self.simultaneous: self._apply((d_loss, d), (self.g_loss(turn), g))
