@@ -6,8 +6,9 @@
 __all__ = ['app', 'say', 'command', 'main', 'films', 'data', 'train', 'load_generator', 'generate', 'evaluate', 'recipes',
            'write_page', 'demo']
 
-# %% ../nbs/15_cli.ipynb #89eb3e00
-import json, sys, warnings
+# %% ../nbs/15_cli.ipynb #60193fb3
+import json, sys, threading, warnings
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import List, Optional
@@ -96,7 +97,7 @@ def _write_run(run, l, monitor, classes):
     with whole_file(run/'curves.png') as tmp: fig.savefig(tmp)
     plt.close(fig); monitor.animation(run/'progress.gif')
 
-# %% ../nbs/15_cli.ipynb #ab71def3
+# %% ../nbs/15_cli.ipynb #e636f5ff
 def _changed(r, change):
     "A recipe with one `field=value` or `field.key=value` applied; the value is JSON, or else a string."
     from cxr_gan.recipes import override
@@ -107,6 +108,24 @@ def _changed(r, change):
     if not dot: return override(r, **{name: value})
     if not isinstance(old := getattr(r, name, {}) or {}, dict): raise ValueError(f'--set {change}: {name} is {old!r} and has no keys, expected --set {name}=value')
     return override(r, **{name: {**old, key: value}})
+
+def _go_on(l, checkpoint):
+    "Take up the run where its checkpoint stands, or begin it again if it was stopped before the first; what a killed process left half-written goes."
+    for f in checkpoint.parent.glob(f'.{checkpoint.stem}-*{checkpoint.suffix}'): f.unlink()
+    try: l.load_checkpoint(checkpoint, say); say(f'going on from step {l.steps}')
+    except FileNotFoundError: say('the run was stopped before its first checkpoint; it begins again')
+
+@contextmanager
+def _until_asked(l):
+    "Ctrl-C, or a cluster's request to end, stops after the step that is being done, so that nothing is lost; a second one stops at once."
+    import signal
+    def ask(number, frame):
+        for s, old in were.items(): signal.signal(s, old)
+        l.stop = True; say(f'stopping after step {l.steps+1}; once more stops at once. --resume goes on')
+    were = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)} if threading.current_thread() is threading.main_thread() else {}
+    try: yield
+    finally:
+        for s, old in were.items(): signal.signal(s, old)
 
 def _plan(out, recipe_name, data, resume, **given):
     "What to train: from the arguments, or from the run that goes on."
@@ -129,7 +148,7 @@ def _plan(out, recipe_name, data, resume, **given):
         versions=dict(cxr_gan=cxr_gan.__version__, torch=torch.__version__, fastai=fastai.__version__))
     return plan
 
-# %% ../nbs/15_cli.ipynb #c90f6df0
+# %% ../nbs/15_cli.ipynb #67d26b29
 @command
 def train(
     recipe:str=typer.Argument(..., help='a name from: cxr-gan recipes'),
@@ -160,12 +179,10 @@ def train(
     s = films(plan['data'], plan['size'], 'train', plan['classes'], seed=plan['seed'])
     monitor, health = Monitor(every, folder=out/'samples'), Health(every, say=say)
     l = learner(Recipe(**plan['recipe']), s, plan['size'], plan['seed'], device, path=out)
-    if resume: l.load_checkpoint(out/'checkpoint.safetensors'); say(f'going on from step {l.steps}')
+    if resume: _go_on(l, out/'checkpoint.safetensors')
     else: save_json({**plan, 'films': l.dls.train.dataset.counts()}, out/'run.json')
     total = epochs*len(l.dls.train) if epochs else steps
-    try:
-        with l.no_bar(), l.no_logging(): l.fit_for(epochs, steps, minutes, [monitor, health, Checkpoint(out/'checkpoint.safetensors', every), Ticker(total, say=say)])
-    except KeyboardInterrupt: l.save_checkpoint(out/'checkpoint.safetensors'); say(f'stopped by hand at step {l.steps}; --resume goes on')
+    with l.no_bar(), l.no_logging(), _until_asked(l): l.fit_for(epochs, steps, minutes, [monitor, health, Checkpoint(out/'checkpoint.safetensors', every), Ticker(total, say=say)])
     _write_run(out, l, monitor, l.dls.train.dataset.classes)
     save_json(dict(verdict=health.verdict(), findings=[f._asdict() for f in health.findings]), out/'health.json'); say(health.verdict())
     say(f'{l.steps} steps; the run is in {out}')

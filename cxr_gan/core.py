@@ -87,10 +87,11 @@ def check_size(
         raise ValueError(f"size {size!r}: expected a power of two from {smallest} up; try {' or '.join(map(str, near))}")
     return k
 
-# %% ../nbs/00_core.ipynb #5c2574a5
+# %% ../nbs/00_core.ipynb #ee30fed6
 @contextmanager
 def whole_file(
     path, # the file to write; its folder is made
+    keep=None, # a name in the same folder for the file that stood at `path` until now; None lets it go
 ):
     "Context that yields a temporary path beside `path`, synced and renamed to it when the block succeeds and removed when it fails."
     path = Path(path)
@@ -101,6 +102,7 @@ def whole_file(
         yield tmp
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())
         os.chmod(tmp, 0o666 & ~_umask())
+        if keep and path.exists(): os.replace(path, keep)
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 

@@ -7,11 +7,12 @@ __all__ = ['DATASETS', 'ImageSet', 'phantom_set', 'findings', 'show_counts', 'sh
            'split_set', 's0_split', 's1_split', 's3_subset', 'ResidentLoader', 'resident_loaders', 'cramers_v',
            'DataCard', 'data_card', 'Source', 'fetch', 'check_manifest', 'download']
 
-# %% ../nbs/02_data.ipynb #75e6412f
+# %% ../nbs/02_data.ipynb #e95d2413
 import csv, hashlib, json, math, os, re, sys, time, warnings
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
@@ -70,7 +71,7 @@ def _counts(s):
     "Films of each class; of several findings, the sum of each column."
     return dict(zip(s.classes, _whole(s.labels.sum(0, dtype=torch.double) if s.several else torch.bincount(s.labels, minlength=s.n_classes))))
 
-# %% ../nbs/02_data.ipynb #1ba63467
+# %% ../nbs/02_data.ipynb #2d6178a2
 class ImageSet(_Films):
     "Films in memory, with what is known about each of them."
     size = property(lambda self: self.images.shape[-1], doc='side of the films, in pixels')
@@ -90,6 +91,12 @@ class ImageSet(_Films):
     def only(self, classes):
         "The films of some classes, in the order given. Of several findings the named columns, and ALL films: without any of them is a finding too."
         return _only(self, classes)
+    @cached_property
+    def fingerprint(self):
+        "32 hexadecimal digits of SHA-256 over films, labels, their types and shapes, and the names of the classes: the same for the same set wherever it lies."
+        sha = hashlib.sha256(repr([self.classes, *((str(t.dtype), tuple(t.shape)) for t in (self.images, self.labels))]).encode())
+        for t in (self.images, self.labels): sha.update(t.cpu().contiguous().numpy())
+        return sha.hexdigest()[:32]
     def card(self): return data_card(self)
     def describe(self): print(self.card())
     @classmethod

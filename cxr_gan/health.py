@@ -294,7 +294,7 @@ class Diverged(FloatingPointError):
     ): super().__init__(finding.message); self.finding = finding
     def __str__(self): return f'step {self.finding.step}: {self.finding.message}'
 
-# %% ../nbs/06a_health.ipynb #eaa77661
+# %% ../nbs/06a_health.ipynb #250b103c
 class Health(Callback):
     "Watches a `GANLearner`: says when something goes wrong, and stops a training that has diverged."
     order = 60 # before frames are drawn and checkpoints written
@@ -317,6 +317,10 @@ class Health(Callback):
     def after_fit(self):
         self.check_numbers()
         if self.last != self.steps: self.look()
+    def state_dict(self): return dict(findings=[f._asdict() for f in self.findings], now=[f._asdict() for f in self.now.values()], last=self.last)
+    def load_state_dict(self, state):
+        self.findings, now = ([Finding(**f) for f in state[k]] for k in ('findings', 'now'))
+        self.now, self.last = {f.kind: f for f in now}, state['last']
 
 # %% ../nbs/06a_health.ipynb #5da76d23
 def _all_finite(tensors): return bool(torch.stack([t.float() for t in torch._foreach_norm(list(tensors))]).isfinite().all())

@@ -6,7 +6,7 @@
 __all__ = ['LATENTS', 'COUNTING', 'S0', 'S0_VARIANTS', 'OTHERS', 'OWN', 'MODERN', 'RECIPES', 'Recipe', 'Latents', 'override',
            'networks', 'learner', 'recipe', 'recipe_rows']
 
-# %% ../nbs/11_recipes.ipynb #8504e876
+# %% ../nbs/11_recipes.ipynb #546ba08b
 from dataclasses import asdict, dataclass, field, fields, replace
 
 import torch
@@ -17,7 +17,7 @@ from .core import pick_device, rng, set_seed
 from .coursework import keras_total
 from .data import ImageSet, resident_loaders
 from .losses import smoothed
-from .training import GANLearner, OptSettings, Schedule
+from .training import GANLearner, OptSettings, Schedule, half
 from .uncertainty import Uncertainty
 
 # %% ../nbs/11_recipes.ipynb #44b1c7e9
@@ -103,7 +103,7 @@ def networks(
         return build(name, **{**{k: v for k, v in found.items() if cond or k != 'n_classes'}, **args})
     return make(r.generator, r.g_args), make(r.discriminator, r.d_args)
 
-# %% ../nbs/11_recipes.ipynb #88279029
+# %% ../nbs/11_recipes.ipynb #8f584334
 def learner(
     r:Recipe, # which system
     train:ImageSet, # the films, brought to the size asked
@@ -122,8 +122,10 @@ def learner(
     dls = resident_loaders(train.resized(size), bs=r.bs, drop_last=True, device=pick_device(device), value_range=g.value_range, seed=seed)
     own = {k: kind and Latents(g.nz, kind) for k, kind in (('d_latents', r.d_latents), ('g_latents', r.g_latents))}
     shown = augment(**r.augment) if r.augment else None
-    return GANLearner(dls, g, d, r.loss if r.real_label == 1 else smoothed(r.real_label), r.uncertainty and Uncertainty(**r.uncertainty), OptSettings(**r.d_opt), OptSettings(**r.g_opt), n_disc=r.n_disc, simultaneous=r.simultaneous,
-        terms=r.terms, augment=shown, optimizer=r.optimizer, schedule=Schedule(**r.schedule), ema=r.ema, amp=torch.bfloat16 if r.amp else None, **own, **kwargs)
+    l = GANLearner(dls, g, d, r.loss if r.real_label == 1 else smoothed(r.real_label), r.uncertainty and Uncertainty(**r.uncertainty), OptSettings(**r.d_opt), OptSettings(**r.g_opt), n_disc=r.n_disc, simultaneous=r.simultaneous,
+        terms=r.terms, augment=shown, optimizer=r.optimizer, schedule=Schedule(**r.schedule), ema=r.ema, amp=half(dls.device) if r.amp else None, **own, **kwargs)
+    l.recipe = asdict(r)
+    return l
 
 def _subset(train, r):
     "The films of the classes that a recipe is for."

@@ -1,5 +1,5 @@
 "The command line as a user meets it: a run from films to numbers, going on after a stop, and what it says to bad input."
-import errno, json, os, signal, subprocess, sys, time
+import errno, json, os, random, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -41,7 +41,7 @@ def test_help_is_light():
     for c in ('demo', 'data', 'train', 'generate', 'evaluate', 'recipes'): assert c in cxr('--help') and '--help' in cxr(c, '--help')
 
 def test_a_run_is_a_whole_folder(run):
-    assert {'run.json', 'checkpoint.safetensors', 'curves.png', 'history.npz', 'progress.gif', 'generator', 'discriminator', 'health.json', 'samples'} == {p.name for p in run.iterdir()}
+    assert {'run.json', 'checkpoint.safetensors', 'checkpoint_previous.safetensors', 'curves.png', 'history.npz', 'progress.gif', 'generator', 'discriminator', 'health.json', 'samples'} == {p.name for p in run.iterdir()}
     plan = json.loads((run/'run.json').read_text())
     assert plan['films'] == {'covid': 8, 'normal': 8, 'Viral Pneumonia': 8} and plan['recipe']['name'] == 'lean_max' and set(plan['versions']) >= {'torch', 'fastai', 'cxr_gan'}
     assert [p.name for p in sorted((run/'samples').iterdir())] == ['step_0000000.png', 'step_0000003.png']
@@ -96,22 +96,43 @@ def test_resume_equals_no_interruption(folder, tmp_path):
     assert 'found no run to resume' in cxr(*common, '--out', tmp_path/'c', '--steps', 9, '--resume', ok=False)
     assert 'is a run of lean_min' in cxr('train', 'lean', '--out', b, '--steps', 9, '--resume', ok=False)
     whole = (b/'checkpoint.safetensors').read_bytes(); (b/'checkpoint.safetensors').write_bytes(whole[:len(whole)//2])
+    assert 'going on from step 4' in cxr(*common, '--out', b, '--steps', 5, '--resume'), 'the checkpoint before it'
+    for f in b.glob('checkpoint*'): f.write_bytes(whole[:99])
     assert 'is damaged' in cxr(*common, '--out', b, '--steps', 9, '--resume', ok=False)
 
-def test_killed_run_goes_on(tmp_path):
-    out = tmp_path/'run'
-    cmd = [sys.executable, '-c', 'from cxr_gan.cli import main; main()', 'train', 'lean', '--data', 'phantom:24', '--out', str(out), '--steps', '100000', '--every', '5', *map(str, TINY)]
-    p = subprocess.Popen(cmd, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(600):
-            if (out/'checkpoint.safetensors').exists() or p.poll() is not None: break
-            time.sleep(.1)
-        time.sleep(.3)
-    finally: p.send_signal(signal.SIGKILL); p.wait()
-    assert (out/'checkpoint.safetensors').exists()
+def started(out, *more):
+    "A training in a process of its own, with a checkpoint after every step."
+    cmd = [sys.executable, '-c', 'from cxr_gan.cli import main; main()', 'train', 'lean_max', '--data', 'phantom:24', '--out', str(out), '--every', '1', *map(str, (*TINY, *more))]
+    return subprocess.Popen(cmd, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+def stop(p, number, after, out):
+    "Send a signal some seconds after the run has begun; what the process said."
+    for _ in range(900):
+        if (out/'run.json').exists() or p.poll() is not None: break
+        time.sleep(.1)
+    time.sleep(after); p.send_signal(number)
+    return p.communicate()[1]
+
+def weights(out): return (out/'generator'/'model.safetensors').read_bytes()
+
+def test_asked_to_stop(tmp_path):
+    out = tmp_path/'run'; p = started(out, '--steps', 100_000)
+    said = stop(p, signal.SIGINT, 2, out)
+    assert p.returncode == 0 and 'stopping after step' in said and weights(out)
     from cxr_gan.training import load_tree
-    at = load_tree(out/'checkpoint.safetensors')['steps']; assert at >= 5
-    assert f'going on from step {at}' in cxr('train', 'lean', '--data', 'phantom:24', '--out', out, '--steps', at+2, '--resume', *TINY)
+    at = load_tree(out/'checkpoint.safetensors')['steps']; assert 0 < at < 100_000
+    for where, more in ((out, ['--resume']), (tmp_path/'whole', [])): cxr('train', 'lean_max', '--data', 'phantom:24', '--out', where, '--steps', at+3, *TINY, *more)
+    assert weights(out) == weights(tmp_path/'whole'), 'asked to stop and continued, or not stopped at all'
+
+def test_killed_at_random_moments(tmp_path):
+    kills, rng, out = int(os.environ.get('CXR_KILLS', 3)), random.Random(0), tmp_path/'run'
+    for k in range(kills):
+        stop(started(out, '--steps', 100_000, *(['--resume'] if (out/'run.json').exists() else [])), signal.SIGKILL, rng.uniform(0, 3), out)
+        assert (out/'run.json').exists(), k
+    from cxr_gan.training import load_tree
+    at = max(load_tree(f)['steps'] for f in out.glob('checkpoint*')); assert at > 0
+    for where, more in ((out, ['--resume']), (tmp_path/'whole', [])): cxr('train', 'lean_max', '--data', 'phantom:24', '--out', where, '--steps', at+3, *TINY, *more)
+    assert weights(out) == weights(tmp_path/'whole') and not [*out.glob('.checkpoint*')]
 
 @pytest.mark.parametrize('args, says', [
     (('train', 'cgann', '--steps', 1), 'known: lean'),
