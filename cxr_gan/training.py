@@ -7,8 +7,8 @@ __all__ = ['OPTIMIZERS', 'CURVES', 'even_labels', 'sample', 'GANPair', 'OptSetti
            'GANLearner', 'Budget', 'Monitor', 'decoder_maps', 'show_maps', 'save_network', 'load_network', 'save_tree',
            'load_tree', 'Checkpoint', 'Ticker']
 
-# %% ../nbs/06_training.ipynb #1e6a01e8
-import copy, importlib.metadata, inspect, json, math, random, time
+# %% ../nbs/06_training.ipynb #a18191f5
+import copy, importlib.metadata, inspect, json, math, random, re, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Optional
@@ -489,7 +489,7 @@ def plot_history(self:GANLearner,
     axs[1].set_ylim(0, 1.05); axs[2].set_ylim(0, .26); fig.tight_layout()
     return fig
 
-# %% ../nbs/06_training.ipynb #13e67947
+# %% ../nbs/06_training.ipynb #c03a1d41
 def save_network(
     net:Network, # any network of `NETWORKS`
     folder, # made if it is not there
@@ -500,18 +500,41 @@ def save_network(
     with whole_file(folder/'model.safetensors') as tmp: save_file({k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}, tmp)
     save_json(dict(network=type(net).__name__, config=net.config, **extra), folder/'config.json')
 
+_FILES = ('config.json', 'model.safetensors')
+
+def _fetched(name, revision):
+    "The folder of a published model in the hub's local cache, fetched if it is not there."
+    try: from huggingface_hub import hf_hub_download
+    except ImportError as e: raise ModuleNotFoundError("a model of the hub needs one more package: pip install 'cxr_gan[hub]'") from e
+    try: return Path([hf_hub_download(name, f, revision=revision) for f in _FILES][0]).parent
+    except (OSError, ValueError) as e: raise FileNotFoundError(f"hf://{name} cannot be had ({str(e).strip().splitlines()[0]}): expected a model with {' and '.join(_FILES)}; check the name, or give a folder") from e
+
 def load_network(
-    folder, # as written by `save_network`
+    folder, # as written by `save_network`, or hf://WHO/WHAT for a published one
     device='cpu', # where to put it
+    revision:str=None, # of a published one: branch, tag or commit
 )->tuple: # the network in eval mode, and config.json as a dict
-    "A network from its folder. Raises FileNotFoundError or ValueError that says which file is missing or damaged."
-    folder = Path(folder)
-    for f in ('config.json', 'model.safetensors'):
+    "A network from its folder or from the Hugging Face hub. Raises FileNotFoundError or ValueError that says which file is missing or damaged."
+    hub = re.fullmatch('hf:/+(.+)', str(folder)) # a Path keeps one of the two slashes
+    folder = _fetched(hub[1], revision) if hub else Path(folder)
+    for f in _FILES:
         if not (folder/f).is_file(): raise FileNotFoundError(f'{folder}: found no {f}; expected a folder written by save_network or a finished run')
     try: meta = json.loads((folder/'config.json').read_text(encoding='utf-8')); net = build(meta['network'], **meta['config'])
     except (json.JSONDecodeError, KeyError, TypeError) as e: raise ValueError(f'{folder/"config.json"} is damaged ({e}); expected network and config') from e
     net.load_state_dict(_tensors(folder/'model.safetensors')[0])
     return net.to(device).eval(), meta
+
+@patch
+def save_pretrained(self:Network, folder, **extra):
+    "`save_network` under the name that the hub's users know."
+    save_network(self, folder, **extra)
+
+@patch(cls_method=True)
+def from_pretrained(cls:Network, name, device='cpu', revision=None):
+    "The network alone from `load_network`. Raises ValueError if it is no network of this class."
+    net, _ = load_network(name, device, revision)
+    if not isinstance(net, cls): raise ValueError(f'{name} holds a {type(net).__name__}, expected a {cls.__name__}; use its own class, or Network for any')
+    return net
 
 def _tensors(path):
     "All tensors of a safetensors file and its metadata."
