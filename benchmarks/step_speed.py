@@ -42,7 +42,7 @@ class FilmFiles(torch.utils.data.Dataset):
 
 def settings_of(l):
     "The arguments of each player's optimiser, the discriminator's first."
-    known = set(inspect.signature(OPTIMIZERS[l.optimizer]).parameters)-{'params'}
+    known = set(inspect.signature(OPTIMIZERS[l.optimizer]).parameters)-{'params', 'fused'}
     return [{k: v for k, v in group.items() if k in known} for group in l.opt.opt.param_groups]
 
 
@@ -79,7 +79,7 @@ class Textbook:
         turn = Turn(self.judge(x, y), self.judge(fake, y_fake), x, fake, y, y_fake, self.judge, self.d)
         loss = self.l.objective.discriminator(turn.real.verdict, turn.fake.verdict)
         if self.l.uncertainty: loss = loss+self.l.uncertainty.discriminator(turn.real, turn.fake)
-        loss = loss+sum(t.every*v for t in self.terms if self.steps % t.every == 0 and (v := t.discriminator(turn)) is not None)
+        loss = loss+sum(t.factor(self.steps)*t.every*v for t in self.terms if self.steps % t.every == 0 and (v := t.discriminator(turn)) is not None)
         self.back(loss, self.d, self.d_opt, self.l.opts[0])
         if hasattr(self.show, 'update'): self.show.update(turn.real.mean_logit.detach(), turn.fake.mean_logit.detach())
         p_real, p_fake = (v.mean_logit.sigmoid().mean() for v in (turn.real, turn.fake))
@@ -93,7 +93,7 @@ class Textbook:
         turn = Turn(real, self.judge(fake, y_fake), x, fake, y, y_fake, self.judge, self.d)
         loss = self.l.objective.generator(turn.fake.verdict, real and real.verdict)
         if self.l.uncertainty: loss = loss+self.l.uncertainty.generator(turn.fake)
-        loss = loss+sum(v for t in self.terms if (v := t.generator(turn)) is not None)
+        loss = loss+sum(t.factor(self.steps)*v for t in self.terms if (v := t.generator(turn)) is not None)
         self.back(loss, self.g, self.g_opt, self.l.opts[1])
         self.log.update(g_loss=loss.item())
 
