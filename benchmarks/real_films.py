@@ -14,7 +14,7 @@ import torch
 
 from cxr_gan.cli import films, load_generator
 from cxr_gan.core import save_json, save_png, tile
-from cxr_gan.health import look_at_curves, look_at_films
+from cxr_gan.health import copies, judge_films, look_at_curves, measure_films
 from cxr_gan.losses import objective
 from cxr_gan.metrics import evaluate_images, make_extractor, table
 from cxr_gan.training import decoder_maps, load_network, sample
@@ -51,9 +51,11 @@ def measure(run, data, extractor, sets, pictures, truncations=()): # pictures: h
     def scored(psi): return evaluate_images(lambda n, y, s: sample(net, n, y if net.n_classes else None, s, truncation=psi)[0], test, train, extractor, latent_sets=sets)
     scores, r, history = scored(1.), plan['recipe'], dict(np.load(run/'history.npz'))
     if pictures is not None: draw(run, net, pictures+r['name'])
-    found = look_at_curves(history, anchored=objective(r['loss']).anchored)+look_at_films(*sample(net, 240, seed=2), train, held_out=test)
+    seen = measure_films(*sample(net, 480, seed=2), train, held_out=test)
+    null = copies(test.images, train.images, limits=seen.copies.limits) # the same for real films of other patients
+    found = look_at_curves(history, anchored=objective(r['loss']).anchored)+judge_films(seen)
     print(f"{run.name}\n{table(scores)}\n{[f.kind for f in found]}", flush=True)
-    return dict(recipe=r['name'], width=r['width'], bs=r['bs'], amp=r['amp'], T=(r['uncertainty'] or {}).get('T'), steps=meta['steps'], seed=plan['seed'], classes=classes, films=plan['films'], health=sorted({f.kind for f in found}),
+    return dict(recipe=r['name'], width=r['width'], bs=r['bs'], amp=r['amp'], T=(r['uncertainty'] or {}).get('T'), steps=meta['steps'], seed=plan['seed'], classes=classes, films=plan['films'], health=sorted({f.kind for f in found}), diversity=seen.diversity, copies={k: dict(share=c.share, nearest=float(c.distance.median())) for k, c in dict(generated=seen.copies, held_out=null).items()},
         scores=[s.to_dict() for s in scores], truncation={psi: {s.metric: s.value for s in scored(psi)} for psi in truncations}, curves={k: thin(history[k]) for k in KEPT if k in history}), scores
 
 def main():

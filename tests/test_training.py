@@ -1,0 +1,50 @@
+"State on disk, for anything that may be in it; and the order of the films with it."
+import math, tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from cxr_gan.core import to_bytes, to_float
+from cxr_gan.training import Schedule, load_tree, save_tree
+
+TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
+
+@st.composite
+def tensors(draw):
+    "Any shape up to three sides, empty ones too, contiguous or not."
+    shape = draw(st.lists(st.integers(0, 3), max_size=3)); x = torch.randn(shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 99))))
+    x = (100*x).to(draw(st.sampled_from(TYPES)))
+    return x.t() if x.dim() == 2 and draw(st.booleans()) else x
+
+plain = st.none() | st.booleans() | st.integers(-2**40, 2**40) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8)
+trees = st.recursive(plain | tensors(), lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4), max_leaves=12)
+
+def same(a, b):
+    if isinstance(a, torch.Tensor): return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict): return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list): return len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and a == b
+
+@settings(max_examples=60, deadline=None)
+@given(tree=st.dictionaries(st.text(max_size=6), trees, max_size=5), cut=st.floats(0, .999))
+def test_any_state_comes_back_and_a_cut_file_is_refused(tree, cut):
+    with tempfile.TemporaryDirectory() as d:
+        f = Path(d)/'state'; save_tree(tree, f, Path(d)/'old'); assert same(tree, load_tree(f)) and not (Path(d)/'old').exists()
+        whole = f.read_bytes(); save_tree(dict(n=1), f, Path(d)/'old'); assert (Path(d)/'old').read_bytes() == whole
+        f.write_bytes(whole[:int(cut*len(whole))])
+        with pytest.raises(ValueError, match='damaged'): load_tree(f)
+
+@settings(max_examples=50, deadline=None)
+@given(lo=st.floats(-4, 4), width=st.floats(.1, 8))
+def test_bytes_survive_any_range(lo, width):
+    x = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16); y = to_float(x, (lo, lo+width))
+    assert torch.equal(to_bytes(y, (lo, lo+width)), x) and math.isclose(float(y.min()), lo, abs_tol=1e-4) and math.isclose(float(y.max()), lo+width, abs_tol=1e-4)
+
+@settings(max_examples=80, deadline=None)
+@given(warmup=st.integers(0, 50), hold=st.integers(0, 50), decay=st.integers(0, 50), floor=st.floats(0, 1), step=st.integers(0, 200))
+def test_a_schedule_stays_between_nothing_and_one(warmup, hold, decay, floor, step):
+    s = Schedule(warmup, hold, decay, floor); v = s.factor(step)
+    assert 0 <= v <= 1+1e-9
+    if step >= max(warmup, hold+decay): assert math.isclose(v, floor if decay else 1., abs_tol=1e-9)
