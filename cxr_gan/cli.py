@@ -6,9 +6,9 @@
 __all__ = ['app', 'say', 'command', 'main', 'films', 'data', 'train', 'load_generator', 'Run', 'load_run', 'generate', 'evaluate',
            'recipes', 'write_page', 'demo']
 
-# %% ../nbs/15_cli.ipynb #b203a12f
-import json, sys, threading, warnings
-from contextlib import contextmanager
+# %% ../nbs/15_cli.ipynb #9792cfa0
+import json, os, sys, threading, warnings
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -16,12 +16,12 @@ from typing import List, Optional
 
 import typer
 
-# %% ../nbs/15_cli.ipynb #a166c146
+# %% ../nbs/15_cli.ipynb #adf4afc6
 app = typer.Typer(help='Synthetic chest X-rays from GANs with Monte Carlo dropout uncertainty. For teaching and research; not for clinical use.', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 def say(*parts):
-    "A line for the person at the terminal; results go to stdout, remarks to stderr."
-    print(*parts, file=sys.stderr, flush=True)
+    "A line for the person at the terminal; results go to stdout, remarks to stderr. Of several processes the first one speaks."
+    if not int(os.environ.get('RANK', 0)): print(*parts, file=sys.stderr, flush=True)
 
 def _sentences(f):
     "Turn the chapters' errors into one line and exit code 1."
@@ -98,7 +98,7 @@ def _write_run(run, l, monitor, classes):
     with whole_file(run/'curves.png') as tmp: fig.savefig(tmp)
     plt.close(fig); monitor.animation(run/'progress.gif')
 
-# %% ../nbs/15_cli.ipynb #e636f5ff
+# %% ../nbs/15_cli.ipynb #1d7499a8
 def _changed(r, change):
     "A recipe with one `field=value` or `field.key=value` applied; the value is JSON, or else a string."
     from cxr_gan.recipes import override
@@ -112,7 +112,7 @@ def _changed(r, change):
 
 def _go_on(l, checkpoint):
     "Take up the run where its checkpoint stands, or begin it again if it was stopped before the first; what a killed process left half-written goes."
-    for f in checkpoint.parent.glob(f'.{checkpoint.stem}-*{checkpoint.suffix}'): f.unlink()
+    for f in checkpoint.parent.glob(f'.{checkpoint.stem}-*{checkpoint.suffix}'): f.unlink(missing_ok=True)
     try: l.load_checkpoint(checkpoint, say); say(f'going on from step {l.steps}')
     except FileNotFoundError: say('the run was stopped before its first checkpoint; it begins again')
 
@@ -149,7 +149,7 @@ def _plan(out, recipe_name, data, resume, **given):
         versions=dict(cxr_gan=cxr_gan.__version__, torch=torch.__version__, fastai=fastai.__version__))
     return plan
 
-# %% ../nbs/15_cli.ipynb #67d26b29
+# %% ../nbs/15_cli.ipynb #5eabc28f
 @command
 def train(
     recipe:str=typer.Argument(..., help='a name from: cxr-gan recipes'),
@@ -173,17 +173,23 @@ def train(
     "Train a recipe on films and leave a run folder."
     if epochs is None and steps is None and minutes is None: raise ValueError('found no limit: give --epochs, --steps or --minutes')
     plan = _plan(out, recipe, data, resume, size=size, width=width, bs=bs, amp=amp, T=passes, seed=seed, classes=classes, changes=changes)
-    from cxr_gan.core import save_json
+    from cxr_gan.core import pick_device, save_json
     from cxr_gan.recipes import Recipe, learner
     from cxr_gan.health import Health
+    from cxr_gan.processes import join, leave, local_device
     from cxr_gan.training import Checkpoint, Monitor, Ticker
+    device = local_device(pick_device(device)); rank, world = join(device)
     s = films(plan['data'], plan['size'], 'train', plan['classes'], seed=plan['seed'])
     monitor, health = Monitor(every, folder=out/'samples'), Health(every, say=say)
     l = learner(Recipe(**plan['recipe']), s, plan['size'], plan['seed'], device, path=out)
-    if resume: _go_on(l, out/'checkpoint.safetensors')
-    else: save_json({**plan, 'films': l.dls.train.dataset.counts()}, out/'run.json')
-    total = epochs*len(l.dls.train) if epochs else steps
-    with l.no_bar(), l.no_logging(), _until_asked(l): l.fit_for(epochs, steps, minutes, [monitor, health, Checkpoint(out/'checkpoint.safetensors', every), Ticker(total, say=say)])
+    if not resume and rank == 0: save_json({**plan, 'films': l.dls.train.dataset.counts()}, out/'run.json')
+    total = epochs*(len(l.dls.train)//world) if epochs else steps
+    cbs = [Checkpoint(out/'checkpoint.safetensors', every), *([monitor, health, Ticker(total, say=say)] if rank == 0 else [])]
+    with l.no_bar(), l.no_logging(), _until_asked(l), l.distrib_ctx() if world > 1 else nullcontext():
+        if resume: _go_on(l, out/'checkpoint.safetensors')
+        l.fit_for(epochs, steps, minutes, cbs)
+    leave()
+    if rank: return # the first process writes for all
     _write_run(out, l, monitor, l.dls.train.dataset.classes)
     save_json(dict(verdict=health.verdict(), findings=[f._asdict() for f in health.findings]), out/'health.json'); say(health.verdict())
     say(f'{l.steps} steps; the run is in {out}')

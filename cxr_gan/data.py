@@ -701,7 +701,7 @@ def _write_manifest(s, path):
         rows = csv.writer(f); rows.writerow(('path', 'width', 'height', 'bytes', 'class'))
         rows.writerows((p, d['width'], d['height'], d['bytes'], s.classes[int(y)]) for p, d, y in zip(s.files, s.info, s.labels))
 
-# %% ../nbs/02_data.ipynb #d370cd29
+# %% ../nbs/02_data.ipynb #1d0fc15a
 class _Order:
     "Which films come next: the batches of each epoch as positions, with a state that can be saved."
     def __init__(self, n, bs, shuffle, drop_last, seed, weights):
@@ -713,8 +713,16 @@ class _Order:
         self.weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float)
         self._rng, self._order, self._resumed = rng(seed), None, False
         self.position = 0 # batches of the current epoch that were handed out
+        self.rank, self.world = 0, 1 # which of how many processes
 
-    def __len__(self): return self.n//self.bs if self.drop_last else -(-self.n//self.bs)
+    def share(self, rank, world):
+        "Be one of `world` processes that go through the films together, `bs` films a batch each: joined, their batches are those of one process with `world` times the batch size."
+        if world > 1 and not self.drop_last: raise ValueError('found drop_last=False: the last batch would not be of one size in all processes; expected drop_last=True')
+        if world > 1 and world*self.bs > self.n: raise ValueError(f'{self.n} films make no batch of {self.bs} for each of {world} processes: lower bs')
+        self.rank, self.world = rank, world
+        return self
+
+    def __len__(self): return self.n//(self.bs*self.world) if self.drop_last else -(-self.n//self.bs)
 
     def _draw(self, gen):
         if self.weights is not None: return torch.multinomial(self.weights, self.n, replacement=True, generator=gen)
@@ -725,20 +733,20 @@ class _Order:
         self._resumed, order = False, self._order
         for i in range(self.position, len(self)):
             self._order, self.position = order, i+1
-            yield order[i*self.bs:(i+1)*self.bs]
+            yield order[i*self.bs*self.world:(i+1)*self.bs*self.world][self.rank::self.world]
 
-# %% ../nbs/02_data.ipynb #ee26e99c
+# %% ../nbs/02_data.ipynb #316127a2
 class _Saved(_Order):
     def state_dict(self):
         "Tensors and numbers from which the order goes on."
         order = torch.empty(0, dtype=torch.long) if self._order is None else self._order.clone()
-        return dict(rng=self._rng.get_state(), order=order, position=self.position, n=self.n, bs=self.bs)
+        return dict(rng=self._rng.get_state(), order=order, position=self.position, n=self.n, bs=self.bs, world=self.world)
 
     def load_state_dict(self, state):
         "Go on where `state_dict` was taken: the next batch is the one that would have come."
-        for k in ('n', 'bs'):
+        for k in ('n', 'bs', 'world'):
             if int(state[k]) == getattr(self, k): continue
-            raise ValueError(f'{k}: the state was saved with {int(state[k])}, this loader has {getattr(self, k)}; use the same films and batch size')
+            raise ValueError(f'{k}: the state was saved with {int(state[k])}, this loader has {getattr(self, k)}; use the same films, batch size and number of processes (world)')
         self._rng.set_state(state['rng'].cpu())
         self._resumed, self.position = len(state['order']) > 0, int(state['position'])
         self._order = state['order'].cpu().clone() if self._resumed else None

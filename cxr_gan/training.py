@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'CURVES', 'even_labels', 'sample', 'GANPair', 'OptSettings', 'half', 'Schedule', 'StepMean',
            'GANLearner', 'Budget', 'Monitor', 'decoder_maps', 'show_maps', 'save_network', 'load_network', 'save_tree',
-           'load_tree', 'Checkpoint', 'Ticker']
+           'load_tree', 'processes', 'Checkpoint', 'Ticker']
 
 # %% ../nbs/06_training.ipynb #a18191f5
 import copy, importlib.metadata, inspect, json, math, random, re, time
@@ -568,7 +568,17 @@ def load_tree(
         return [fill(v) for v in o] if isinstance(o, list) else o
     return fill(json.loads(meta['tree']))
 
-# %% ../nbs/06_training.ipynb #01bb47f7
+# %% ../nbs/06_training.ipynb #da4aaeeb
+def processes():
+    "Which process this is and how many train together: (rank, world), (0, 1) for one alone."
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
+
+def _gathered(value): # one for each process, in all of them
+    rank, world = processes(); out = [value]*world
+    if world > 1: torch.distributed.all_gather_object(out, value)
+    return out
+
 def _random_states():
     kind, keys, *rest = np.random.get_state()
     return dict(python=random.getstate(), numpy=[kind, torch.from_numpy(keys.astype(np.int64)), *rest], torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
@@ -597,12 +607,14 @@ def _older(path): return Path(path).with_stem(f'{Path(path).stem}_previous')
 def save_checkpoint(self:GANLearner,
     path, # the file to write; the one that stood there is kept as `NAME_previous`
 ):
-    "Everything the next step depends on, in one file that is whole or not there."
+    "Everything the next step depends on, in one file that is whole or not there. Of several processes all must call it."
     if self.opt is None: self.create_opt()
     if not all(p.isfinite().all() for p in self.model.parameters()): raise FloatingPointError(f'step {self.steps}: the networks hold NaN or infinite weights; {path} was left as it was, go on from there with a lower learning rate or without amp')
+    random = _gathered(_random_states())
+    if processes()[0]: return # the first process writes for all
     opt, self.cb_states = self.opt.opt.state_dict(), {**self.cb_states, **{type(cb).__name__: cb.state_dict() for cb in self.cbs if hasattr(cb, 'state_dict')}}
     save_tree(dict(format=3, versions=_versions(), made_of=self._made_of(), steps=self.steps, model=dict(self.model.state_dict()), opt=[[k, v] for k, v in opt['state'].items()], groups=opt['param_groups'], terms=[t.state_dict() for t in self.terms], callbacks=self.cb_states,
-        scaler=self.scaler.state_dict(), random=_random_states(), loader=self.dls.train.state_dict(), history=torch.stack(self.history) if self.history else torch.empty(0, len(self.curve_names))), path, _older(path))
+        scaler=self.scaler.state_dict(), random=random, loader=self.dls.train.state_dict(), history=torch.stack(self.history) if self.history else torch.empty(0, len(self.curve_names))), path, _older(path))
 
 def _read_checkpoint(path, say):
     "The state in `path`, or if that is missing or damaged the one before."
@@ -632,7 +644,7 @@ def load_checkpoint(self:GANLearner,
     self.steps, self.history, self.cb_states = s['steps'], list(s['history'].to(dev)), s['callbacks']
     self.stats = {k: v for k, v in zip(self.curve_names, self.history[-1]) if not v.isnan()} if self.history else {}
     for t, state in zip(self.terms, s['terms']): t.load_state_dict(state)
-    self.dls.train.load_state_dict(s['loader']); _set_random_states(s['random'])
+    self.dls.train.load_state_dict(s['loader']); _set_random_states(s['random'][processes()[0]])
     return self
 
 class Checkpoint(Callback):

@@ -134,6 +134,17 @@ def test_killed_at_random_moments(tmp_path):
     for where, more in ((out, ['--resume']), (tmp_path/'whole', [])): cxr('train', 'lean_max', '--data', 'phantom:24', '--out', where, '--steps', at+3, *TINY, *more)
     assert weights(out) == weights(tmp_path/'whole') and not [*out.glob('.checkpoint*')]
 
+def test_two_processes(tmp_path):
+    def together(out, *more):
+        cmd = [sys.executable, '-W', 'ignore', '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '--no-python', str(Path(sys.executable).parent/'cxr-gan')]
+        r = subprocess.run([*cmd, 'train', 'lean_max', '--data', 'phantom:48', '--out', str(out), *map(str, (*TINY, *more))], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        assert r.returncode == 0, r.stderr[-3000:]
+        return r.stderr
+    said = together(tmp_path/'a', '--steps', 7); assert said.count('7 steps; the run is in') == 1, 'one of them speaks'
+    together(tmp_path/'b', '--steps', 4); together(tmp_path/'b', '--steps', 7, '--resume'); assert weights(tmp_path/'a') == weights(tmp_path/'b')
+    assert 'of processes' in cxr('train', 'lean_max', '--out', tmp_path/'b', '--steps', 9, '--resume', *TINY, ok=False), 'another number of processes is refused'
+    together(tmp_path/'c', '--minutes', .05); assert (tmp_path/'c'/'health.json').exists(), 'a clock stops both'
+
 @pytest.mark.parametrize('args, says', [
     (('train', 'cgann', '--steps', 1), 'known: lean'),
     (('train', 'cgan_max', '--steps', 1, '--passes', 0, '--size', 16, '--width', 2, '--data', 'phantom:64'), 'at least one pass'),

@@ -236,6 +236,14 @@ def test_every_film_once_an_epoch_and_exact_resume(n, bs, seed, drop_last, stop)
     assert again == rest
 
 
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(1, 60), bs=st.integers(1, 9), world=st.integers(1, 5), seed=st.integers(0, 99))
+def test_processes_together_see_the_batches_of_one(n, bs, world, seed):
+    if world*bs > n: return
+    one = [y.tolist() for _, y in ResidentLoader(numbered(n), bs=bs*world, seed=seed, drop_last=True, device='cpu')]
+    parts = [[y.tolist() for _, y in ResidentLoader(numbered(n), bs=bs, seed=seed, drop_last=True, device='cpu').share(r, world)] for r in range(world)]
+    assert all(len(b) == bs for p in parts for b in p) and [sorted(sum(b, [])) for b in zip(*parts)] == [sorted(b) for b in one]
+
 @settings(max_examples=40, deadline=None)
 @given(sizes=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 2)), min_size=2, max_size=40), test=st.floats(.05, .95), seed=st.integers(0, 9))
 def test_split_never_parts_a_group(sizes, test, seed):
