@@ -68,7 +68,8 @@ def main():
     extractor, rows = make_extractor(a.extractor, a.weights), []
     pictures = None if a.no_pictures else '' if a.name == 'real_films' else f'{a.name}_'
     for run in sorted(r for r in Path(a.runs).iterdir() if (r/'generator'/'config.json').exists()):
-        row, scores = measure(run, a.data, extractor, a.sets, pictures, a.truncation); rows.append(row)
+        name = json.loads((run/'run.json').read_text(encoding='utf-8'))['recipe']['name'] # of several seeds the first is drawn
+        row, scores = measure(run, a.data, extractor, a.sets, None if name in [r['recipe'] for r in rows] else pictures, a.truncation); rows.append(row)
     if not rows: raise SystemExit(f'{a.runs}: found no finished run, expected folders written by cxr-gan train')
     s, seeds = scores[0], ', '.join(map(str, sorted({r['seed'] for r in rows})))
     caption = (f'{s.n_fake} generated films in each of {s.sets} sets of fresh latents (mean ± population standard deviation over the sets) against the {s.n_real} films of the test split, both at {s.size} pixels; '
