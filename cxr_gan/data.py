@@ -701,7 +701,7 @@ def _write_manifest(s, path):
         rows = csv.writer(f); rows.writerow(('path', 'width', 'height', 'bytes', 'class'))
         rows.writerows((p, d['width'], d['height'], d['bytes'], s.classes[int(y)]) for p, d, y in zip(s.files, s.info, s.labels))
 
-# %% ../nbs/02_data.ipynb #1d0fc15a
+# %% ../nbs/02_data.ipynb #eca42cfe
 class _Order:
     "Which films come next: the batches of each epoch as positions, with a state that can be saved."
     def __init__(self, n, bs, shuffle, drop_last, seed, weights):
@@ -715,7 +715,7 @@ class _Order:
         self.position = 0 # batches of the current epoch that were handed out
         self.rank, self.world = 0, 1 # which of how many processes
 
-    def share(self, rank, world):
+    def divide(self, rank, world):
         "Be one of `world` processes that go through the films together, `bs` films a batch each: joined, their batches are those of one process with `world` times the batch size."
         if world > 1 and not self.drop_last: raise ValueError('found drop_last=False: the last batch would not be of one size in all processes; expected drop_last=True')
         if world > 1 and world*self.bs > self.n: raise ValueError(f'{self.n} films make no batch of {self.bs} for each of {world} processes: lower bs')

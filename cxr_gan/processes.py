@@ -39,7 +39,7 @@ def local_device(
     device = torch.device(device)
     return torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0))) if device.type == 'cuda' and device.index is None and launched() > 1 else device
 
-# %% ../nbs/06b_processes.ipynb #cab1c0ea
+# %% ../nbs/06b_processes.ipynb #54222e17
 class Together(Callback):
     "Make the same step in all processes: shared films, different noise, mean gradients, one decision when to stop."
     order = 75 # after `Budget`, before `Checkpoint`
@@ -74,7 +74,7 @@ def to_distributed(self:GANLearner,
     sync_bn:bool=True, # normalise over the batches of all processes; on a processor each normalises its own
 ):
     "What fastai's `distrib_ctx` calls: meet the others, divide the films, make the same steps."
-    self.dls.train.share(*join(self._device()))
+    self.dls.train.divide(*join(self._device()))
     if sync_bn and self._device().type == 'cuda':
         for name in ('generator', 'discriminator'): setattr(self.model, name, torch.nn.SyncBatchNorm.convert_sync_batchnorm(getattr(self.model, name)))
     return self.add_cb(Together())
@@ -82,6 +82,6 @@ def to_distributed(self:GANLearner,
 @patch
 def detach_distributed(self:GANLearner):
     "What fastai's `distrib_ctx` calls at its end."
-    self.dls.train.share(0, 1)
+    self.dls.train.divide(0, 1)
     for cb in [c for c in self.cbs if isinstance(c, Together)]: self.remove_cb(cb)
     return self

@@ -489,7 +489,7 @@ def plot_history(self:GANLearner,
     axs[1].set_ylim(0, 1.05); axs[2].set_ylim(0, .26); fig.tight_layout()
     return fig
 
-# %% ../nbs/06_training.ipynb #c03a1d41
+# %% ../nbs/06_training.ipynb #9db88510
 def save_network(
     net:Network, # any network of `NETWORKS`
     folder, # made if it is not there
@@ -507,7 +507,7 @@ def _fetched(name, revision):
     try: from huggingface_hub import hf_hub_download
     except ImportError as e: raise ModuleNotFoundError("a model of the hub needs one more package: pip install 'cxr_gan[hub]'") from e
     try: return Path([hf_hub_download(name, f, revision=revision) for f in _FILES][0]).parent
-    except (OSError, ValueError) as e: raise FileNotFoundError(f"hf://{name} cannot be had ({str(e).strip().splitlines()[0]}): expected a model with {' and '.join(_FILES)}; check the name, or give a folder") from e
+    except (OSError, ValueError) as e: raise FileNotFoundError(f"hf://{name} cannot be had ({(str(e).strip().splitlines() or [type(e).__name__])[0]}): expected a model with {' and '.join(_FILES)}; check the name, or give a folder") from e
 
 def load_network(
     folder, # as written by `save_network`, or hf://WHO/WHAT for a published one

@@ -241,7 +241,7 @@ def test_every_film_once_an_epoch_and_exact_resume(n, bs, seed, drop_last, stop)
 def test_processes_together_see_the_batches_of_one(n, bs, world, seed):
     if world*bs > n: return
     one = [y.tolist() for _, y in ResidentLoader(numbered(n), bs=bs*world, seed=seed, drop_last=True, device='cpu')]
-    parts = [[y.tolist() for _, y in ResidentLoader(numbered(n), bs=bs, seed=seed, drop_last=True, device='cpu').share(r, world)] for r in range(world)]
+    parts = [[y.tolist() for _, y in ResidentLoader(numbered(n), bs=bs, seed=seed, drop_last=True, device='cpu').divide(r, world)] for r in range(world)]
     assert all(len(b) == bs for p in parts for b in p) and [sorted(sum(b, [])) for b in zip(*parts)] == [sorted(b) for b in one]
 
 @settings(max_examples=40, deadline=None)
