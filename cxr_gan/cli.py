@@ -194,7 +194,7 @@ def train(
     save_json(dict(verdict=health.verdict(), findings=[f._asdict() for f in health.findings]), out/'health.json'); say(health.verdict())
     say(f'{l.steps} steps; the run is in {out}')
 
-# %% ../nbs/15_cli.ipynb #b6faf5dd
+# %% ../nbs/15_cli.ipynb #4f4a3e47
 def load_generator(
     run, # folder of a run, or of a generator written by `save_network`
     device=None, # None takes the best there is
@@ -210,12 +210,12 @@ def load_generator(
 class Run:
     "What a finished training left in its folder."
     folder: Path # where it lies
-    recipe: 'Recipe' # what was trained
+    recipe: object # the `Recipe` that was trained
     plan: dict # run.json: data, size, seed, classes asked for, versions, films by class
     classes: list # names, in the order of the labels
     steps: int # how long it was trained
-    generator: 'Network' # the one to show: the moving average where there is one
-    discriminator: 'Network' # as it was in the end
+    generator: object # the `Network` to show: the moving average where there is one
+    discriminator: object # the `Network` that judged, as it was in the end
     history: dict # name of a curve -> (steps,) float32
     health: dict # verdict and findings
 
