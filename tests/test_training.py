@@ -1,4 +1,4 @@
-"State on disk, for anything that may be in it; and the order of the films with it."
+"State on disk, for anything that may be in it; bytes through any range; schedules within their bounds."
 import math, tempfile
 from pathlib import Path
 
