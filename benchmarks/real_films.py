@@ -17,7 +17,7 @@ from cxr_gan.core import save_json, save_png, tile
 from cxr_gan.health import copies, judge_films, look_at_curves, measure_films
 from cxr_gan.losses import objective
 from cxr_gan.metrics import evaluate_images, make_extractor, table
-from cxr_gan.training import decoder_maps, load_network, sample
+from cxr_gan.training import decoder_maps, load_network, read_history, sample
 
 NBS = Path(__file__).resolve().parent.parent/'nbs'
 KEPT = ('d_acc_real', 'd_acc_fake', 'd_loss', 'g_loss', 'u_real', 'u_fake', 'r1') # curves worth a picture, where a run has them
@@ -49,7 +49,7 @@ def measure(run, data, extractor, sets, pictures, truncations=()): # pictures: h
     net, classes = load_generator(run, 'cpu')
     test, train = reference(data, net.size, tuple(classes))
     def scored(psi): return evaluate_images(lambda n, y, s: sample(net, n, y if net.n_classes else None, s, truncation=psi)[0], test, train, extractor, latent_sets=sets)
-    scores, r, history = scored(1.), plan['recipe'], dict(np.load(run/'history.npz'))
+    scores, r, history = scored(1.), plan['recipe'], read_history(run/'history.csv')
     if pictures is not None: draw(run, net, pictures+r['name'])
     seen = measure_films(*sample(net, 480, seed=2), train, held_out=test)
     null = copies(test.images, train.images, limits=seen.copies.limits) # the same for real films of other patients

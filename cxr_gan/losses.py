@@ -190,12 +190,13 @@ class Turn(NamedTuple):
     ask: Optional[Callable] = None # (images, labels) -> judgement: asks the discriminator again, with gradients
     net: object = None # the discriminator, for penalties on weights
 
-# %% ../nbs/03_losses.ipynb #929da6c8
+# %% ../nbs/03_losses.ipynb #9a545726
 class Term:
     "What a player minimises beside the objective: each method returns a scalar, times `weight`, or None where this player is not charged."
     name, weight = 'term', 1.
     every = 1 # charged at each k-th discriminator step, k times as high; the training loop does both
     slopes = () # which images must require grad: 'real', 'fake'
+    twice = False # whether it differentiates a derivative, which compiled networks cannot
     last, over = None, 0 # the weight falls (or rises) geometrically to `last` over the first `over` steps; the training loop does it
     def __post_init__(self):
         if isinstance(self.weight, bool) or not isinstance(self.weight, (int, float)) or not 0 <= self.weight < math.inf: raise ValueError(f'{self.name}: weight {self.weight!r}, expected a number from 0 up')
@@ -290,7 +291,7 @@ class ClassLoss(Term):
         "Be recognised as the class that was asked for."
         return self._loss(turn.fake, turn.y_fake)
 
-# %% ../nbs/03_losses.ipynb #8092e687
+# %% ../nbs/03_losses.ipynb #919b5271
 @dataclass
 class R1(Term):
     "Half the weight times the mean squared slope at films (Mescheder et al. 2018, eq. 9)."
@@ -298,7 +299,7 @@ class R1(Term):
     every: int = 1 # discriminator steps from charge to charge; 16 in StyleGAN2
     last: float = None # the weight in the end, if it is not to stay
     over: int = 0 # ... and the steps until then
-    name, slopes = 'r1', ('real',)
+    name, slopes, twice = 'r1', ('real',), True
 
     def discriminator(self, turn:Turn)->Tensor:
         "The slope at films."
@@ -316,7 +317,7 @@ def _sloped(x, name):
     if not x.requires_grad: raise ValueError(f"term {name!r} needs the slope at its images: found images without gradients, expected `requires_grad`, set before the discriminator judged them")
     return x
 
-# %% ../nbs/03_losses.ipynb #e9c161e8
+# %% ../nbs/03_losses.ipynb #a81b513d
 def gradient_penalty(
     critic:Callable, # scores images: (n,c,h,w) -> (n,)
     real:Tensor, # (n,c,h,w), films
@@ -333,7 +334,7 @@ class GradientPenalty(Term):
     "A slope of one between films and generated images, which makes a critic of a discriminator (Gulrajani et al. 2017)."
     weight: float = 10. # lambda
     every: int = 1 # discriminator steps from charge to charge
-    name = 'gradient_penalty'
+    name, twice = 'gradient_penalty', True
 
     def discriminator(self, turn:Turn)->Tensor:
         "The slope between, under the films' labels."

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'CURVES', 'even_labels', 'sample', 'GANPair', 'OptSettings', 'half', 'Schedule', 'StepMean',
            'GANLearner', 'Budget', 'Monitor', 'decoder_maps', 'show_maps', 'save_network', 'load_network', 'save_tree',
-           'load_tree', 'processes', 'Checkpoint', 'Ticker']
+           'load_tree', 'processes', 'Checkpoint', 'Ticker', 'read_history', 'CurvesFile']
 
-# %% ../nbs/06_training.ipynb #a18191f5
+# %% ../nbs/06_training.ipynb #41e98c34
 import copy, importlib.metadata, inspect, json, math, random, re, time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Optional
 
@@ -168,7 +169,7 @@ class StepMean(Metric):
     @property
     def name(self): return self.key
 
-# %% ../nbs/06_training.ipynb #d7b79c2d
+# %% ../nbs/06_training.ipynb #988751b3
 CURVES = ('g_loss', 'd_loss', 'd_loss_real', 'd_loss_fake', 'd_acc_real', 'd_acc_fake', 'u_real', 'u_fake', 'epistemic_fake', 'd_grad', 'g_grad') # logged each step, besides the terms
 
 class GANLearner(Learner):
@@ -191,6 +192,7 @@ class GANLearner(Learner):
         schedule:Schedule=Schedule(), # of both learning rates
         ema:float=None, # decay of the generator's moving average
         amp:torch.dtype=None, # run the networks under autocast in this type, e.g. torch.bfloat16
+        compile:dict=None, # arguments of `torch.compile` for both networks, e.g. {} or dict(mode='reduce-overhead') for CUDA graphs; None runs them as they are
         path='.', # folder for what fastai writes
         cbs=None, # callbacks
         **kwargs, # further arguments of `Learner`
@@ -203,6 +205,8 @@ class GANLearner(Learner):
         self.n_disc, self.simultaneous, self.amp, self.own_latents = n_disc, simultaneous, amp, (d_latents, g_latents)
         self.steps, self.stats, self.history, self.stop, self.cb_states, self.recipe = 0, {}, [], False, {}, None
         self.scaler = torch.amp.GradScaler(self._device().type, enabled=amp == torch.float16)
+        self._ask = self.uncertainty.judge if self.uncertainty else judge_once
+        self._fast_ask, self._fast_generator = (f if compile is None else torch.compile(f, **compile) for f in (self._ask, generator))
         self.recorder.train_metrics, self.recorder.valid_metrics = True, False
         self.add_cbs(cbs)
 
@@ -218,15 +222,18 @@ def _fits(dls, generator, discriminator, uncertainty, n_disc, simultaneous, opti
 
 def _no_loss(*args): raise RuntimeError('a GANLearner computes its two losses itself')
 
-# %% ../nbs/06_training.ipynb #0c6e6e33
+# %% ../nbs/06_training.ipynb #a83503c0
 @patch
 def _device(self:GANLearner): return torch.device(getattr(self.dls, 'device', None) or 'cpu')
+
+class _Players(OptimWrapper): # trackers take its settings for numbers
+    hypers = property(lambda self: [{k: v for k, v in h.items() if type(v) in (int, float)} for h in OptimWrapper.hypers.fget(self)])
 
 @patch
 def create_opt(self:GANLearner):
     "One optimiser with a parameter group for each player, discriminator first."
     nets = (self.model.discriminator, self.model.generator)
-    self.opt = OptimWrapper(opt=OPTIMIZERS[self.optimizer]([_group(self.optimizer, n, o) for n, o in zip(nets, self.opts)]))
+    self.opt = _Players(opt=OPTIMIZERS[self.optimizer]([_group(self.optimizer, n, o) for n, o in zip(nets, self.opts)]))
 
 @patch
 def precision(self:GANLearner):
@@ -234,10 +241,10 @@ def precision(self:GANLearner):
     return torch.autocast(next(self.model.parameters()).device.type, self.amp, enabled=self.amp is not None)
 
 @patch
-def judge(self:GANLearner, x:Tensor, y:Optional[Tensor])->Judgement:
-    "The discriminator's judgement of images (n,c,h,w) as they are, through the passes of `uncertainty`."
+def judge(self:GANLearner, x:Tensor, y:Optional[Tensor], twice:bool=False)->Judgement:
+    "The discriminator's judgement of images (n,c,h,w) as they are, through the passes of `uncertainty`; `twice` when it will be differentiated twice, which only the network as it is can be."
     net = self.model.discriminator
-    with self.precision(): return (self.uncertainty.judge if self.uncertainty else judge_once)(net, x, y if net.conditional else None)
+    with self.precision(): return (self._ask if twice else self._fast_ask)(net, x, y if net.conditional else None)
 
 @patch
 def show(self:GANLearner, x:Tensor)->Tensor:
@@ -258,7 +265,7 @@ def make_fakes(self:GANLearner, n:int, y:Tensor=None, latents=None)->tuple:
     "n fresh images, with the graph to the generator, and their labels (or None); `y` are the films' labels, `latents` the source of latents if not the generator's own."
     g = self.model.generator; dev = next(g.parameters()).device
     y = self.draw_labels(n, torch.empty(0, dtype=torch.long, device=dev) if y is None else y) if g.conditional else None
-    with self.precision(): return g((latents or g.latents)(n, dev), y).float(), y
+    with self.precision(): return self._fast_generator((latents or g.latents)(n, dev), y).float(), y
 
 # %% ../nbs/06_training.ipynb #e500690d
 @patch
@@ -301,16 +308,18 @@ def _note(self:GANLearner, real:Judgement, fake:Judgement, **losses):
         u_real=real.u.mean(), u_fake=fake.u.mean(), epistemic_fake=fake.parts.epistemic.mean(), **losses)
     self.stats = {k: v.detach() for k, v in self.stats.items()}
 
-# %% ../nbs/06_training.ipynb #91831f91
+# %% ../nbs/06_training.ipynb #91e39d7c
 @patch
 def _do_one_batch(self:GANLearner):
     "One discriminator step and, every `n_disc` batches, one generator step."
     for g, o in zip(self.opt.opt.param_groups, self.opts): g['lr'] = o.lr*self.schedule.factor(self.steps)
+    torch.compiler.cudagraph_mark_step_begin()
     x, y = self.show(self.xb[0]), self.yb[0]
-    if any('real' in t.slopes for t in self.terms): x = x.detach().requires_grad_()
+    due = [t for t in self.terms if self.steps % t.every == 0]
+    if any('real' in t.slopes for t in due): x = x.detach().requires_grad_()
     self.pred, y_fake = self.make_fakes(len(x), y, self.own_latents[0])
-    shown = self.show(self.pred)
-    self._both_turns(Turn(self.judge(x, y), self.judge(shown, y_fake), x, shown, y, y_fake, self.judge, self.model.discriminator))
+    shown, judge = self.show(self.pred), partial(self.judge, twice=any(t.twice for t in due))
+    self._both_turns(Turn(judge(x, y), judge(shown, y_fake), x, shown, y, y_fake, judge, self.model.discriminator))
     self.steps += 1
     nothing = self.stats['d_loss'].new_tensor(float('nan'))
     self.history.append(torch.stack([self.stats.get(k, nothing).float() for k in self.curve_names]))
@@ -678,3 +687,28 @@ class Ticker(Callback):
         self.last, per = now, (now-self.start)/(self.steps-self.first)
         left = f'/{self.total}, {per*(self.total-self.steps):.0f} s left' if self.total else ''
         self.say(f"{self.label}step {self.steps}{left}, {per:.3f} s a step; "+', '.join(f'{k} {float(self.stats[k]):.3f}' for k in ('d_loss', 'g_loss', 'u_fake') if k in self.stats))
+
+# %% ../nbs/06_training.ipynb #313d59d7
+def read_history(
+    path, # as written by `CurvesFile`
+)->dict: # name of a curve -> (steps,) float32, NaN where nothing was logged
+    "The curves of a run from its CSV file. Raises ValueError for another file."
+    (step, *names), *rows = (line.split(',') for line in Path(path).read_text(encoding='utf-8').splitlines())
+    if step != 'step': raise ValueError(f'{path}: found a first column {step!r}, expected step; is it a history written by training?')
+    return dict(zip(names, np.array([[float(v or 'nan') for v in row[1:]] for row in rows], np.float32).reshape(-1, len(names)).T))
+
+class CurvesFile(Callback):
+    "Write the curves as CSV every so many steps and at the end of each fit."
+    def __init__(self,
+        path, # the file, replaced each time
+        every:int=500, # steps between
+    ): self.path, self.every = Path(path), every
+    def after_batch(self):
+        if self.steps % self.every == 0: self.write()
+    def after_fit(self): self.write()
+    def write(self):
+        "All steps so far."
+        c = self.learn.curves()
+        with whole_file(self.path) as tmp, open(tmp, 'w', encoding='utf-8') as f:
+            print('step', *c, sep=',', file=f)
+            for step, row in enumerate(zip(*c.values()), 1): print(step, *('' if v != v else f'{v:.9g}' for v in row), sep=',', file=f)

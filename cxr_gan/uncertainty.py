@@ -7,7 +7,7 @@ __all__ = ['READINGS', 'mc_layers', 'mc_dropout', 'Parts', 'uncertainty_parts', 
            'vmap_passes', 'Passes', 'head_moments', 'analytic_passes', 'mean_prob', 'mean_loss', 'mean_logit',
            'Judgement', 'judge_once', 'Uncertainty']
 
-# %% ../nbs/05_uncertainty.ipynb #0542ad22
+# %% ../nbs/05_uncertainty.ipynb #fd623935
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .architectures import MCDropout, ProjectionHead
 from .losses import Verdict
@@ -70,16 +71,19 @@ def unbiased(
     if T < 2: raise ValueError(f'T {T}: the unbiased estimate expects at least 2 passes; raise T or use the plug-in estimate')
     return plug_in(probs)+probs.var(0, unbiased=True)/T
 
-# %% ../nbs/05_uncertainty.ipynb #b41b5c1e
+# %% ../nbs/05_uncertainty.ipynb #0fba0ae7
 def batched_passes(
     net, # discriminator
     x:Tensor, # (n,c,h,w)
     y:Optional[Tensor], # (n,) or None
     T:int, # passes
+    at_once:int=None, # passes in a run; with fewer than T each run's activations are computed again in the backward pass. None: all
 )->Verdict: # with (T,n,...) in every field
-    "T stochastic verdicts from one run over T copies of the batch."
-    v = net(x.repeat(T, 1, 1, 1), None if y is None else y.repeat(T, *[1]*(y.dim()-1)))
-    return Verdict(*[None if f is None else f.unflatten(0, (T, len(x))) for f in v])
+    "T stochastic verdicts from one run over T copies of the batch, or from several that share the memory of one."
+    def run(k, x, y): return net(x.repeat(k, 1, 1, 1), None if y is None else y.repeat(k, *[1]*(y.dim()-1)))
+    if at_once is None or at_once >= T: runs = [run(T, x, y)]
+    else: runs = [checkpoint(run, min(at_once, T-i), x, y, use_reentrant=False) for i in range(0, T, at_once)]
+    return Verdict(*[None if f[0] is None else torch.cat(f).unflatten(0, (T, len(x))) for f in zip(*runs)])
 
 def vmap_passes(
     net, # discriminator
@@ -95,7 +99,7 @@ def vmap_passes(
     fields = iter(torch.vmap(one, randomness='different')(torch.empty(T, device=x.device)))
     return Verdict(*[next(fields) if t else None for t in there])
 
-# %% ../nbs/05_uncertainty.ipynb #da48e518
+# %% ../nbs/05_uncertainty.ipynb #a15890b5
 class Passes(NamedTuple):
     "Logits of T passes and the logarithms of their weights, which sum to one."
     verdict: Verdict # with (T,n,...) in every field
@@ -112,6 +116,15 @@ def head_moments(
     h, w, p = net.features(x), net.head.weight(y), net.head.drop.p*net.head.drop.active
     return (h*w).sum(1)+net.head.linear.bias, p/(1-p)*(h.square()*w.square()).sum(1)
 
+_made = {} # a copy to a GPU at every step would be dear
+@torch.compiler.assume_constant_result # compiled code takes it as it is
+def _hermite(nodes, dtype, device):
+    "Nodes, and logarithms of weights that sum to one, (nodes,1) each."
+    if (key := (nodes, dtype, device)) not in _made:
+        xi, w = np.polynomial.hermite.hermgauss(nodes)
+        _made[key] = tuple(torch.as_tensor(a, dtype=dtype, device=device)[:, None] for a in (xi, np.log(w/math.sqrt(math.pi))))
+    return _made[key]
+
 def analytic_passes(
     net, # discriminator with `features` and a `ProjectionHead` as `head`
     x:Tensor, # (n,c,h,w)
@@ -120,8 +133,8 @@ def analytic_passes(
 )->Passes:
     "The distribution of the logit as weighted nodes: no sampling, one run of the network."
     mu, v = head_moments(net, x, y)
-    xi, w = (torch.as_tensor(a, dtype=mu.dtype, device=mu.device)[:, None] for a in np.polynomial.hermite.hermgauss(nodes))
-    return Passes(Verdict(mu+(2*v+1e-12).sqrt()*xi), (w/math.sqrt(math.pi)).log())
+    xi, log_w = _hermite(nodes, mu.dtype, mu.device)
+    return Passes(Verdict(mu+(2*v+1e-12).sqrt()*xi), log_w)
 
 # %% ../nbs/05_uncertainty.ipynb #0deef36d
 def mean_prob(
@@ -148,7 +161,7 @@ def mean_logit(
 
 READINGS = {f.__name__: f for f in (mean_prob, mean_loss, mean_logit)}
 
-# %% ../nbs/05_uncertainty.ipynb #789c88d0
+# %% ../nbs/05_uncertainty.ipynb #b0ad3b52
 class Judgement(NamedTuple):
     "What T passes say of n images."
     verdict: Verdict # for the objective
@@ -178,16 +191,18 @@ class Uncertainty:
     reading: str = 'mean_prob' # a key of `READINGS`
     estimator: str = 'plug_in' # 'plug_in' as S0, or 'unbiased' (T >= 2)
     passes: str = 'batched' # 'batched', 'vmap' or 'analytic' (dropout before a linear head only; T is not used)
+    at_once: int = None # batched passes in a run, to save memory; None: all T
 
     def __post_init__(self):
         for name, known in dict(mode=('max', 'min'), reading=tuple(READINGS), estimator=('plug_in', 'unbiased'), passes=('batched', 'vmap', 'analytic')).items():
             if getattr(self, name) not in known: raise ValueError(f"{name} {getattr(self, name)!r}: expected {' or '.join(map(repr, known))}")
         if self.T < 1: raise ValueError(f'T {self.T}: expected at least one pass')
         if self.T < 2 and self.estimator == 'unbiased': raise ValueError(f'T {self.T}: the unbiased estimate expects at least 2 passes')
+        if self.at_once is not None and (self.at_once < 1 or self.passes != 'batched'): raise ValueError(f"at_once {self.at_once}, passes {self.passes!r}: expected at least one pass in a run, and passes='batched'")
         if self.passes == 'analytic' and self.reading == 'mean_loss': raise ValueError("reading 'mean_loss' needs equal passes: expected passes 'batched' or 'vmap'")
         if self.alpha < 0: raise ValueError(f"alpha {self.alpha}: expected 0 or more; the sign is chosen by mode='min' or 'max'")
 
-# %% ../nbs/05_uncertainty.ipynb #a905a499
+# %% ../nbs/05_uncertainty.ipynb #aee1dd14
 @patch
 def check(self:Uncertainty,
     net:nn.Module, # discriminator
@@ -205,7 +220,7 @@ def judge(self:Uncertainty,
     "Ask `net` in T passes and read the answers."
     if self.passes == 'analytic': v, log_w = analytic_passes(net, x, y)
     else:
-        v = _full((vmap_passes if self.passes == 'vmap' else batched_passes)(net, x, y, self.T))
+        v = _full(vmap_passes(net, x, y, self.T) if self.passes == 'vmap' else batched_passes(net, x, y, self.T, self.at_once))
         log_w = torch.full((self.T, 1), -math.log(self.T), device=x.device, dtype=v.logit.dtype)
     def read(f): return None if f is None else READINGS[self.reading](f, log_w.view(-1, *[1]*(f.dim()-1)))
     classes = v.classes if v.classes is None else v.classes.flatten(0, 1) if self.reading == 'mean_loss' else v.classes.mean(0)

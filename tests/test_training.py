@@ -48,3 +48,31 @@ def test_a_schedule_stays_between_nothing_and_one(warmup, hold, decay, floor, st
     s = Schedule(warmup, hold, decay, floor); v = s.factor(step)
     assert 0 <= v <= 1+1e-9
     if step >= max(warmup, hold+decay): assert math.isclose(v, floor if decay else 1., abs_tol=1e-9)
+
+def test_fastais_tensorboard_takes_the_curves(tmp_path):
+    event_file = pytest.importorskip('tensorboard.backend.event_processing.event_file_loader')
+    from cxr_gan.cli import app
+    from typer.testing import CliRunner
+    r = CliRunner().invoke(app, ['train', 'lean', '--data', 'phantom:48', '--size', '16', '--width', '4', '--bs', '16', '--steps', '6', '--out', str(tmp_path/'run'), '--device', 'cpu', '--tensorboard'])
+    assert r.exit_code == 0, r.output
+    file, = (tmp_path/'run'/'tensorboard').iterdir()
+    tags = [v.tag for e in event_file.EventFileLoader(str(file)).Load() for v in e.summary.value]
+    assert tags.count('train_loss') == 6 and tags.count('d_loss') == 2 and {'lr_0', 'lr_1', 'g_grad', 'r1'} <= set(tags), 'each step, and the means of each epoch'
+
+def run(steps=50, **kw):
+    "Fifty steps without dropout: the same weights, films, labels and latents each time."
+    from cxr_gan.data import phantom_set
+    from cxr_gan.recipes import learner, recipe
+    l = learner(recipe('modern', width=8, bs=16, amp=False, schedule={}), phantom_set(96, 32), 32, device='cpu', **kw.pop('extra', {}))
+    for k, v in kw.items(): setattr(l, k, v)
+    with l.no_bar(), l.no_logging(): l.fit_for(steps=steps)
+    return l.curves()
+
+def test_half_precision_and_compiled_losses_stay_close_for_fifty_steps():
+    "A game of two players amplifies what is rounded, so tolerances grow from the first steps to the fiftieth."
+    plain = run()
+    for kw, early, most, mean in ((dict(amp=torch.bfloat16), .05, .3, .03), (dict(extra=dict(compile={})), 1e-4, .3, .03)):
+        other = run(**kw)
+        for k in ('d_loss', 'g_loss'):
+            off = abs(other[k]-plain[k])
+            assert off[:10].max() < early and 0 < off.max() < most and off.mean() < mean, (kw, k, off)
