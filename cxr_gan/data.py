@@ -7,10 +7,11 @@ __all__ = ['DATASETS', 'ImageSet', 'phantom_set', 'findings', 'show_counts', 'sh
            'split_set', 's0_split', 's1_split', 's3_subset', 'ResidentLoader', 'resident_loaders', 'cramers_v',
            'DataCard', 'data_card', 'Source', 'fetch', 'check_manifest', 'download']
 
-# %% ../nbs/02_data.ipynb #e95d2413
-import csv, hashlib, json, math, os, re, sys, time, warnings
+# %% ../nbs/02_data.ipynb #5b21044e
+import csv, errno, hashlib, json, math, mmap, os, re, shutil, struct, sys, tempfile, time, warnings, zipfile
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from http.client import HTTPException
@@ -27,7 +28,7 @@ from urllib.request import Request, urlopen
 from .core import pick_device, resize, rng, save_json, to_bytes, to_float, whole_file
 from .phantom import CLASSES, make_phantoms
 
-# %% ../nbs/02_data.ipynb #478adac3
+# %% ../nbs/02_data.ipynb #f8753630
 @dataclass(eq=False, repr=False)
 class _Films:
     "The columns of an `ImageSet`, and the check that they fit together."
@@ -40,6 +41,7 @@ class _Films:
     info:list=None # a dict per film: width, height, mode, bytes, format of the file, and columns of a metadata table
     skipped:list=field(default_factory=list) # (file, reason) of what could not be read
     root:str='' # where the films came from
+    disk:str='' # of a set larger than memory: the folder where its films lie, and where parts of it are put; '' for films in memory
 
     def __post_init__(self):
         x, n = self.images, len(self.images)
@@ -71,7 +73,7 @@ def _counts(s):
     "Films of each class; of several findings, the sum of each column."
     return dict(zip(s.classes, _whole(s.labels.sum(0, dtype=torch.double) if s.several else torch.bincount(s.labels, minlength=s.n_classes))))
 
-# %% ../nbs/02_data.ipynb #2d6178a2
+# %% ../nbs/02_data.ipynb #f20c6080
 class ImageSet(_Films):
     "Films in memory, with what is known about each of them."
     size = property(lambda self: self.images.shape[-1], doc='side of the films, in pixels')
@@ -79,14 +81,14 @@ class ImageSet(_Films):
     n_classes = property(lambda self: len(self.classes), doc='number of classes, with or without films')
     several = property(lambda self: self.labels.dim() == 2, doc='whether labels are rows of findings instead of one class a film')
     def __len__(self): return len(self.images)
-    def __repr__(self): return f"ImageSet({' x '.join(map(str, self.images.shape))}; {'several findings a film: '*self.several}{_listed(self.counts())})"
+    def __repr__(self): return f"ImageSet({' x '.join(map(str, self.images.shape))}{', on disk'*bool(self.disk)}; {'several findings a film: '*self.several}{_listed(self.counts())})"
     def counts(self): return _counts(self)
     def __getitem__(self, idx):
         if isinstance(idx, (int, np.integer)): return self.images[idx], self.labels[idx] if self.several else int(self.labels[idx])
         idx = _as_index(idx, len(self)); at = idx.tolist()
         columns = {k: [getattr(self, k)[i] for i in at] for k in ('groups', 'files', 'splits', 'info')}
-        return replace(self, images=self.images[idx], labels=self.labels[idx], **columns)
-    def resized(self, size): return replace(self, images=resize(self.images, size))
+        return replace(self, images=_picked(self.images, idx, self.disk), labels=self.labels[idx], **columns)
+    def resized(self, size): return replace(self, images=_resized(self.images, size, self.disk))
     def part(self, split): return self[[i for i, p in enumerate(self.splits) if p == split]]
     def only(self, classes):
         "The films of some classes, in the order given. Of several findings the named columns, and ALL films: without any of them is a finding too."
@@ -95,7 +97,7 @@ class ImageSet(_Films):
     def fingerprint(self):
         "32 hexadecimal digits of SHA-256 over films, labels, their types and shapes, and the names of the classes: the same for the same set wherever it lies."
         sha = hashlib.sha256(repr([self.classes, *((str(t.dtype), tuple(t.shape)) for t in (self.images, self.labels))]).encode())
-        for t in (self.images, self.labels): sha.update(t.cpu().contiguous().numpy())
+        for p in (*self.images.split(256), self.labels): sha.update(p.cpu().contiguous().numpy())
         return sha.hexdigest()[:32]
     def card(self): return data_card(self)
     def describe(self): print(self.card())
@@ -138,7 +140,7 @@ def _only(s, classes):
     kept = s[new[s.labels] >= 0]
     return replace(kept, labels=new[kept.labels], classes=[s.classes[i] for i in at])
 
-# %% ../nbs/02_data.ipynb #a0f7ab8c
+# %% ../nbs/02_data.ipynb #c85440de
 def _concat(sets):
     "Join sets of one film shape; classes are matched by name, new ones are added at the end. A finding that a set does not list is 0 for its films."
     if len({s.several for s in sets}) > 1: raise ValueError('found sets of one class and of several findings a film, expected one kind: use findings(s, classes)')
@@ -150,7 +152,61 @@ def _concat(sets):
     rows = [torch.zeros(len(s), len(classes)).index_copy(1, p, s.labels) if s.several else p[s.labels] for s, p in zip(sets, at)]
     cols = {k: [v for s in sets for v in getattr(s, k)] for k in ('groups', 'files', 'splits', 'info')}
     skipped = list(dict.fromkeys(f for s in sets for f in s.skipped)) # parts of one set share their list
-    return ImageSet(torch.cat([s.images for s in sets]), torch.cat(rows), classes, root=sets[0].root, skipped=skipped, **cols)
+    shape, disk = (sum(map(len, sets)), *sets[0].images.shape[1:]), next((s.disk for s in sets if s.disk), '')
+    films = _joined((x for s in sets for x in s.images.split(_per_piece(shape))), shape, disk) if disk else torch.cat([s.images for s in sets])
+    return ImageSet(films, torch.cat(rows), classes, root=sets[0].root, disk=disk, skipped=skipped, **cols)
+
+# %% ../nbs/02_data.ipynb #fd1e1f8d
+_PIECE = 2**25 # bytes: how much of films on disk is handled at a time
+_NORESERVE = getattr(mmap, 'MAP_NORESERVE', 0x4000 if sys.platform == 'linux' else 0) # without it Linux refuses to map more than it has memory
+
+def _per_piece(shape):
+    "Films (n,c,h,w) that make a piece."
+    return max(1, _PIECE//max(1, math.prod(shape[1:])))
+
+def _map(f, shape, offset=0, dtype=np.uint8):
+    "Numbers in an open file as a tensor, not read before they are looked at. Written to, a page becomes a private copy."
+    how = dict(access=mmap.ACCESS_COPY) if os.name == 'nt' else dict(flags=mmap.MAP_PRIVATE|_NORESERVE)
+    return torch.from_numpy(np.frombuffer(mmap.mmap(f.fileno(), 0, **how), dtype, math.prod(shape), offset).reshape(shape))
+
+def _nameless(films, shape, folder):
+    "Films that come piece by piece, in a file without a name in a folder, mapped. It goes with the last tensor on it, or with the process."
+    with tempfile.TemporaryFile(dir=folder) as f:
+        for x in films: f.write(x.contiguous().numpy()) # not through the map: where the disk is full, that would kill the process
+        f.flush()
+        return _map(f, shape)
+
+# %% ../nbs/02_data.ipynb #10845de6
+@contextmanager
+def _room(folder, need):
+    "Around the writing of so many bytes of films: says what to do where they cannot be written."
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(folder).free < need: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        yield
+    except OSError as e:
+        what = f'{need/2**30:.1f} GiB of films are too many for memory and would be kept in {folder}, which cannot take them ({e.strerror or e})'
+        raise OSError(f'{what}: make room there, name another folder (cache=FOLDER, or the environment variable XDG_CACHE_HOME), or ask for a smaller size; mapped=False tries memory all the same') from e
+
+def _joined(films, shape, disk):
+    "Films that come piece by piece, as one tensor: in the folder `disk` when they are more than a piece."
+    if math.prod(shape) <= _PIECE: return torch.cat(list(films))
+    with _room(disk, math.prod(shape)): return _nameless(films, shape, disk)
+
+# %% ../nbs/02_data.ipynb #55f3e2d0
+def _picked(images, at, disk):
+    "Films at positions (k,): a copy, in memory or on disk as they are; neighbours on disk are not copied."
+    if not disk: return images[at]
+    at = at % max(1, len(images)) # some may count from the end
+    if len(at) and (at.diff() == 1).all(): return images[int(at[0]):int(at[-1])+1]
+    return _joined((images[p] for p in at.split(_per_piece(images.shape))), (len(at), *images.shape[1:]), disk)
+
+def _resized(images, size, disk):
+    "Films brought to a size, in memory or on disk as they are."
+    if not disk: return resize(images, size)
+    shape = (len(images), *resize(images[:1], size).shape[1:])
+    if shape == tuple(images.shape): return images
+    return _joined((resize(x, size) for x in images.split(min(map(_per_piece, (shape, images.shape))))), shape, disk)
 
 # %% ../nbs/02_data.ipynb #2e2f5061
 def phantom_set(
@@ -363,47 +419,99 @@ def _cache_key(root, rels, *how):
     text = json.dumps([_READER, how, [(str(r), *stamp(root/r)) for r in rels]])
     return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:32]
 
-# %% ../nbs/02_data.ipynb #8be7a936
-def _load_cache(file, n, shape):
-    "(images, info, bad) from a cache file, or None when there is none that can be trusted."
+# %% ../nbs/02_data.ipynb #b699b56c
+_LIMITS = (('/proc/meminfo', r'MemAvailable:\s+(\d+)', 1024), ('/sys/fs/cgroup/memory.max', r'^(\d+)', 1), ('/sys/fs/cgroup/memory/memory.limit_in_bytes', r'^(\d+)', 1)) # file, number in it, its unit
+
+def _free_memory():
+    "Bytes of memory that can be had: on Linux what is free and what a container may have, elsewhere all there are; None where the system does not say."
+    found = [int(m[1])*unit for f, number, unit in _LIMITS if os.path.exists(f) and (m := re.search(number, Path(f).read_text()))]
+    if found: return min(found)
+    try: return os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')
+    except (AttributeError, OSError, ValueError): return None
+
+def _fits(n, device=torch.device('cpu')):
+    "Whether so many bytes are at most half of what is free on a device, or nobody knows."
+    free = torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else _free_memory()
+    return free is None or n <= free/2
+
+# %% ../nbs/02_data.ipynb #f3e3fbe4
+def _map_cache(file):
+    "The films of a cache file, mapped."
+    with zipfile.ZipFile(file) as z: at = z.getinfo('images.npy').header_offset
+    with open(file, 'rb') as f:
+        f.seek(at+26); f.seek(sum(struct.unpack('<HH', f.read(4))), 1) # past the name and the extra field of a zip's entry
+        np.lib.format.read_magic(f); shape, _, dtype = np.lib.format.read_array_header_1_0(f)
+        return _map(f, shape, f.tell(), dtype)
+
+def _load_cache(file, shape, mapped):
+    "(films, info, bad) from a cache file, or None when there is none that can be trusted."
     if not file.exists(): return None
     try:
-        with np.load(file, allow_pickle=False) as z: images, meta = z['images'], json.loads(z['meta'].tobytes().decode())
+        with np.load(file, allow_pickle=False) as z:
+            if mapped and z.zip.testzip(): raise ValueError('its checksum is wrong')
+            films, meta = _map_cache(file) if mapped else torch.from_numpy(z['images']), json.loads(z['meta'].tobytes().decode())
         info, bad = meta['info'], meta['bad']
-        if images.dtype != np.uint8 or images.shape != (n, *shape) or len(info) != n: raise ValueError(f'holds {images.dtype} {images.shape}')
-        return images, info, {int(k): v for k, v in bad.items()}
+        if films.dtype != torch.uint8 or films.shape != shape or len(info) != len(films): raise ValueError(f'holds {films.dtype} {tuple(films.shape)}')
+        return films, info, {int(k): v for k, v in bad.items()}
     except Exception as e:
         warnings.warn(f'the cache file {file.name} is damaged ({type(e).__name__}: {e}) and is made again')
 
-def _save_cache(file, images, info, bad):
-    try:
-        with whole_file(file) as tmp: np.savez(tmp, images=images, meta=np.frombuffer(json.dumps(dict(info=info, bad=bad)).encode(), np.uint8))
+# %% ../nbs/02_data.ipynb #d607c63a
+def _write_cache(file, films, shape, info, bad):
+    "Films that come piece by piece, and what is known of them once all have come, as an `.npz` whose films can be mapped."
+    for old in file.parent.glob(f'.{file.stem}-*'): # of a process that was killed
+        with suppress(OSError):
+            if time.time()-old.stat().st_mtime > 3600: old.unlink()
+    with whole_file(file) as tmp, zipfile.ZipFile(tmp, 'w') as z:
+        with z.open('images.npy', 'w', force_zip64=True) as f:
+            np.lib.format.write_array_header_1_0(f, dict(descr='|u1', fortran_order=False, shape=shape))
+            for x in films: f.write(x.numpy())
+        with z.open('meta.npy', 'w', force_zip64=True) as f: np.save(f, np.frombuffer(json.dumps(dict(info=info, bad=bad)).encode(), np.uint8))
+
+def _save_cache(file, *what):
+    try: _write_cache(file, *what)
     except OSError as e:
         warnings.warn(f'{file.parent} cannot be written ({e.strerror}), so the films will be decoded again next time; give cache=FOLDER, or cache=False')
 
-# %% ../nbs/02_data.ipynb #9b6a4fba
-def _decode_all(root, rels, size, channels, fit, workers, progress):
-    "Decode in threads -> (images (n,c,size,size), info, {position: reason})."
-    images, info, bad = np.zeros((len(rels), channels, size, size), np.uint8), [{}]*len(rels), {}
+# %% ../nbs/02_data.ipynb #8f86fd3a
+def _decode_all(root, rels, shape, step, fit, workers, progress, info, bad):
+    "Decode in threads: films uint8 (k,c,size,size), `step` at a time. What file i was goes to `info[i]`, why it is no film to `bad[i]`."
     Image.init()
     def work(i):
-        try: images[i], info[i] = _decode(root/rels[i], size, channels, fit)
+        try: x, info[i] = _decode(root/rels[i], shape[-1], shape[1], fit); films[i % step] = torch.from_numpy(x)
         except (ImportError, MemoryError): raise
         except Exception as e: bad[i] = _reason(e, root)
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        for _ in _bar(pool.map(work, range(len(rels))), len(rels), progress): pass
-    return images, info, dict(sorted(bad.items()))
+        for i in range(0, len(rels), step):
+            films = torch.zeros(min(step, len(rels)-i), *shape[1:], dtype=torch.uint8)
+            for _ in _bar(pool.map(work, range(i, i+len(films))), i, len(rels), progress): pass
+            yield films
 
-# %% ../nbs/02_data.ipynb #97b9d464
+# %% ../nbs/02_data.ipynb #cec23262
+def _read_films(root, rels, shape, fit, file, mapped, on_error, workers, progress):
+    "Decode into memory, or into a file that is mapped -> (films, info, {position: reason})."
+    info, bad = [{}]*len(rels), {}
+    def decoded():
+        yield from _decode_all(root, rels, shape, _per_piece(shape) if mapped else len(rels), fit, workers, progress, info, bad)
+        if bad and on_error == 'raise': _refuse(root, [(str(rels[i]), bad[i]) for i in sorted(bad)])
+    if not mapped:
+        films, = decoded()
+        if file: _save_cache(file, [films], shape, info, bad)
+        return films, info, bad
+    with _room(folder := file.parent if file else tempfile.gettempdir(), math.prod(shape)):
+        if file: _write_cache(file, decoded(), shape, info, bad)
+        return _map_cache(file) if file else _nameless(decoded(), shape, folder), info, bad
+
+# %% ../nbs/02_data.ipynb #51aa1886
 def _reason(e, root):
     "One line that says what is wrong with a file, without the path before it."
     if isinstance(e, Image.UnidentifiedImageError): return 'not an image'
     return (str(e).strip().splitlines() or [type(e).__name__])[0].replace(f'{root}{os.sep}', '')[:200]
 
-def _bar(it, n, show):
-    "A progress bar on the error stream, where it is worth one."
+def _bar(it, done, n, show):
+    "A progress bar on the error stream, where it is worth one; `done` of the n were there before."
     t = time.monotonic()
-    for i, o in enumerate(it, 1):
+    for i, o in enumerate(it, done+1):
         yield o
         if show and n >= 200 and (i == n or time.monotonic()-t > .5):
             t = time.monotonic()
@@ -438,7 +546,7 @@ def _row(rows, root, rel):
     parts, row = rows[rel.name][-best[0][1]]
     return row if best[0][0] == len(parts) or best[0][0] >= len(rel.parts) else {}
 
-# %% ../nbs/02_data.ipynb #fa62b382
+# %% ../nbs/02_data.ipynb #28e686dd
 def read_images(
     path, # a folder in any of the layouts above, or a MedMNIST .npz
     size:int=128, # side of the films in memory, in pixels
@@ -450,8 +558,9 @@ def read_images(
     progress:bool=True, # show a bar when there is something to wait for
     fit:str='squash', # 'squash' to a square, 'pad' with black, 'crop' the middle
     aetiology:bool=None, # split Kermany's PNEUMONIA into bacterial_pneumonia and viral_pneumonia; None: when `classes` ask for one of them
+    mapped:bool=None, # leave the films of a folder on disk, mapped into memory; None: when they would take more than half of the free memory
 )->ImageSet:
-    "Read films of any layout as bytes, once. Raises FileNotFoundError, and ValueError for what is not a data set."
+    "Read films of any layout as bytes, once. Raises FileNotFoundError, ValueError for what is not a data set, and OSError where films that are too many for memory find no room on disk."
     for name, v, ok in (('on_error', on_error, ('raise', 'skip')), ('channels', channels, (1, 3)), ('fit', fit, ('squash', 'pad', 'crop'))):
         if v not in ok: raise ValueError(f'{name}: found {v!r}, expected one of {ok}')
     if not isinstance(size, int) or size < 1: raise ValueError(f'size: found {size!r}, expected a side in pixels')
@@ -460,7 +569,7 @@ def read_images(
     if root.is_file(): return _read_npz(root, size, channels, classes)
     root = root.resolve()
     places = _survey(root, classes, aetiology)
-    return _read_places(root, places, size, channels, classes, on_error, cache, workers, progress, fit)
+    return _read_places(root, places, size, channels, classes, on_error, cache, workers, progress, fit, mapped)
 
 # %% ../nbs/02_data.ipynb #eedd0018
 _CAUSES = dict(bacteria='bacterial', virus='viral') # in Kermany's file names
@@ -495,8 +604,8 @@ def _shallowest(rels):
     have = set(rels)
     return [r for r in rels if not any(r.parts[i] == r.parts[i+1] and PurePosixPath(*r.parts[:i], *r.parts[i+1:]) in have for i in range(len(r.parts)-1))]
 
-# %% ../nbs/02_data.ipynb #13bd7236
-def _read_places(root, places, size, channels, classes, on_error, cache, workers, progress, fit):
+# %% ../nbs/02_data.ipynb #0b57f584
+def _read_places(root, places, size, channels, classes, on_error, cache, workers, progress, fit, mapped):
     "Decode, or load from the cache, what `_survey` found."
     bad = [(str(r), why) for r, _, cl, why, _ in places if cl is None]
     if bad and on_error == 'raise': _refuse(root, bad)
@@ -505,26 +614,27 @@ def _read_places(root, places, size, channels, classes, on_error, cache, workers
     if classes is not None: names = [names[i] for i in _find_classes(classes, names)]
     places = [p for p in places if _key(p[2]) in {_key(c) for c in names}]
     rels = [p[0] for p in places]
+    shape = (len(rels), channels, size, size)
+    if mapped is None: mapped = not _fits(math.prod(shape))
     file = None if cache is False else cache_folder(cache)/f'{_cache_key(root, rels, size, channels, fit)}.npz'
-    found = file and _load_cache(file, len(rels), (channels, size, size))
-    images, info, broken = found or _decode_all(root, rels, size, channels, fit, workers, progress)
+    films, info, broken = file and _load_cache(file, shape, mapped) or _read_films(root, rels, shape, fit, file, mapped, on_error, workers, progress)
+    broken = dict(sorted(broken.items())) # threads find them in any order
     if broken and on_error == 'raise': _refuse(root, [(str(rels[i]), why) for i, why in broken.items()])
-    if file and not found: _save_cache(file, images, info, broken)
     if len(broken) == len(rels): raise ValueError(f'none of the {len(rels)} files in {root} can be read as a film; the first: {rels[0]}: {broken[0]}')
-    s = _gather(root, places, images, info, broken, names, bad)
+    s = _gather(root, places, films, info, broken, names, bad, str(file.parent if file else tempfile.gettempdir())*mapped)
     for why in _layout_warnings(s): warnings.warn(why)
     return s
 
-# %% ../nbs/02_data.ipynb #f3212f3a
-def _gather(root, places, images, info, broken, names, bad):
+# %% ../nbs/02_data.ipynb #fcab6f12
+def _gather(root, places, films, info, broken, names, bad, disk):
     "Decoded films and what their paths say -> ImageSet."
     keep = [i for i in range(len(places)) if i not in broken]
     rels, splits, labels, groups, rows = zip(*(places[i] for i in keep))
     info = [dict(info[i]) for i in keep]
     groups = [g or d.pop('group', '') or str(r) for g, d, r in zip(groups, info, rels)]
     keys = [_key(c) for c in names]
-    return ImageSet(torch.from_numpy(images if len(keep) == len(images) else images[keep]), [keys.index(_key(c)) for c in labels], names, groups,
-        [str(r) for r in rels], splits, [{**d, **row} for d, row in zip(info, rows)], bad+[(str(places[i][0]), why) for i, why in broken.items()], str(root))
+    return ImageSet(_picked(films, torch.tensor(keep), disk) if broken else films, [keys.index(_key(c)) for c in labels], names, groups,
+        [str(r) for r in rels], splits, [{**d, **row} for d, row in zip(info, rows)], bad+[(str(places[i][0]), why) for i, why in broken.items()], str(root), disk)
 
 def _layout_warnings(s):
     "What a reader should be told at once."
@@ -751,9 +861,9 @@ class _Saved(_Order):
         self._resumed, self.position = len(state['order']) > 0, int(state['position'])
         self._order = state['order'].cpu().clone() if self._resumed else None
 
-# %% ../nbs/02_data.ipynb #962927cd
+# %% ../nbs/02_data.ipynb #bc6bc65b
 class ResidentLoader(_Saved):
-    "Batches `(x float32, y long, or float32 rows of findings)` from films that live on the device. Drops into fastai's `DataLoaders`."
+    "Batches `(x float32, y long, or float32 rows of findings)` from films that live on the device where they fit. Drops into fastai's `DataLoaders`."
     n_inp = 1 # the first of the two is the input
     def __init__(self,
         s:ImageSet, # the films
@@ -766,18 +876,19 @@ class ResidentLoader(_Saved):
         weights=None, # (n,) how often each film is drawn, with replacement; None: each exactly once an epoch
     ):
         super().__init__(len(s), bs, shuffle, drop_last, seed, weights)
-        self.dataset, self.value_range, self.classes, self.c = s, tuple(value_range), s.classes, s.n_classes
+        self.dataset, self.value_range, self.classes, self.c, self._x = s, tuple(value_range), s.classes, s.n_classes, s.images
         self.to(pick_device(device))
 
     def to(self, device):
-        "Move the films to a device."
-        self.device = torch.device(device)
-        self._x, self._y = self.dataset.images.to(self.device), self.dataset.labels.to(self.device)
+        "Move the films to a device. Films on disk, or more than half of what is free there, stay where they are, and batches are moved one by one."
+        self.device, x = torch.device(device), self.dataset.images
+        self._y = self.dataset.labels.to(self.device)
+        if self._x.device != self._y.device: self._x = x if self.dataset.disk or not _fits(x.nbytes, self.device) else x.to(self.device)
         return self
 
     def _get(self, at):
-        at = at.to(self.device)
-        return to_float(self._x[at], self.value_range), self._y[at]
+        x = self._x[at.to(self._x.device)].to(self.device)
+        return to_float(x, self.value_range), self._y[at.to(self.device)]
     def __iter__(self): return map(self._get, self._batches())
     def one_batch(self):
         "The first batch of the epoch to come; nothing moves on."

@@ -1,5 +1,5 @@
 "Bad files, damaged caches, broken downloads: what does not read as a lesson of the data chapter."
-import hashlib, http.server, json, os, sys, threading, types, warnings
+import hashlib, http.server, json, os, subprocess, sys, tempfile, threading, types, warnings
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +213,152 @@ def test_a_new_film_or_name_makes_a_new_key(tree, tmp_path):
     picture(tree/'a'/'new.png'); assert len(read_images(tree, **kw)) == 9
     (tree/'a'/'new.png').rename(tree/'b'/'new.png'); assert read_images(tree, **kw).counts() == {'a': 4, 'b': 5}
     assert len(list((tmp_path/'cache').iterdir())) == 3
+
+
+# ---- films on disk
+
+linux = pytest.mark.skipif(sys.platform != 'linux', reason='asks Linux what is mapped')
+
+def on_disk(x):
+    "Whether a tensor's numbers lie in a mapped file, by Linux's own account."
+    rows = [l.split(maxsplit=5) for l in Path('/proc/self/maps').read_text().splitlines()]
+    row = next(r for r in rows if int(r[0].split('-')[0], 16) <= x.data_ptr() < int(r[0].split('-')[1], 16))
+    return len(row) > 5 and row[5].startswith('/')
+
+
+@linux
+def test_what_is_copied_from_disk_stays_there(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, '_PIECE', 600) # two films
+    near = read_images(tree, mapped=False, **QUICK); assert not near.disk and not on_disk(near.images)
+    sizes, nameless, write_cache = [], data._nameless, data._write_cache
+    def noted(films): return (sizes.append(x.nbytes) or x for x in films)
+    monkeypatch.setattr(data, '_nameless', lambda films, *a: nameless(noted(films), *a)); monkeypatch.setattr(data, '_write_cache', lambda file, films, *a: write_cache(file, noted(films), *a))
+    s = read_images(tree, mapped=True, **dict(QUICK, cache=tmp_path/'cache')); s.splits = ['train', 'test']*4; n = len(os.listdir('/proc/self/fd'))
+    more = [s, s.part('train'), s.only(['b']), s[::2].only(['a']), s.resized(15), s.resized(64), ImageSet.concat(s.part('test'), s), *split_set(s, .5), replace_in(tree, tmp_path)]
+    assert max(sizes) <= 64*64 and max(x for x in sizes if x < 64*64) <= 600 and len(sizes) > 25 # never more than a piece at a time, or one film of 64 pixels
+    assert all(on_disk(m.images) for m in more) and not on_disk(s[[0, 2]].images) and len(list((tmp_path/'cache').iterdir())) == 2
+    del more; assert len(os.listdir('/proc/self/fd')) == n # the files went with the sets
+
+
+def replace_in(tree, tmp_path):
+    "The films read with two broken ones left out."
+    for f in ('zero.png', 'null.png'): (tree/'a'/f).touch()
+    with pytest.warns(UserWarning, match='skipped'): return read_images(tree, on_error='skip', mapped=True, **dict(QUICK, cache=tmp_path/'cache'))
+
+
+def test_broken_films_are_listed_in_order_whichever_was_found_first(tree, monkeypatch):
+    for f in ('a/first.png', 'b/last.png'): (tree/f).touch()
+    slow, found = data._decode, threading.Event()
+    def decode(path, *a):
+        if path.name == 'first.png': found.wait(10)
+        try: return slow(path, *a)
+        finally: path.name == 'last.png' and threading.Timer(.2, found.set).start()
+    monkeypatch.setattr(data, '_decode', decode)
+    with pytest.warns(UserWarning, match='skipped'): s = read_images(tree, on_error='skip', workers=2, **QUICK)
+    assert [f for f, _ in s.skipped] == ['a/first.png', 'b/last.png']
+
+
+@linux
+def test_a_map_may_be_larger_than_memory(tmp_path):
+    if Path('/proc/sys/vm/overcommit_memory').read_text().strip() == '2': pytest.skip('this system promises no more memory than it has')
+    with open(tmp_path/'large', 'wb+') as f:
+        f.truncate(2**42) # all holes: four tebibytes that take no room
+        x = data._map(f, (2**30, 1, 64, 64)); assert not x[2**29].any(); x[2**29] = 7
+        assert x[2**29].unique().tolist() == [7] and not data._map(f, (2**30, 1, 64, 64))[2**29].any()
+
+
+def test_free_memory_is_the_least_that_is_said(tmp_path, monkeypatch):
+    files = [tmp_path/k for k in 'abc']; monkeypatch.setattr(data, '_LIMITS', tuple((str(f), *row[1:]) for f, row in zip(files, data._LIMITS)))
+    all_there_is = data._free_memory(); assert all_there_is is None or all_there_is > 2**20
+    files[0].write_text('MemTotal:  99 kB\nMemAvailable:   50 kB\n'); files[1].write_text('max\n'); assert data._free_memory() == 50*1024
+    files[2].write_text('4000\n'); assert data._free_memory() == 4000
+    monkeypatch.setattr(data.os, 'sysconf', None, raising=False); assert data._free_memory() == 4000
+    for f in files: f.unlink(missing_ok=True)
+    monkeypatch.delattr(data.os, 'sysconf', raising=False); assert data._free_memory() is None and data._fits(10**30)
+
+
+@pytest.mark.parametrize('cached', [True, False])
+def test_no_room_on_disk(tree, tmp_path, monkeypatch, cached):
+    (tmp_path/'file').touch(); monkeypatch.setattr(data.tempfile, 'tempdir', str(tmp_path/'file'/'tmp')); kw = dict(QUICK, cache=tmp_path/'file'/'cache' if cached else False)
+    with pytest.raises(OSError, match='cannot take them(.|\n)*cache=FOLDER(.|\n)*mapped=False'): read_images(tree, mapped=True, **kw)
+    monkeypatch.setattr(data.tempfile, 'tempdir', str(tmp_path)); kw = dict(QUICK, cache=tmp_path/'cache' if cached else False)
+    asked = []; monkeypatch.setattr(data, '_decode', lambda *a: asked.append(a))
+    monkeypatch.setattr(data.shutil, 'disk_usage', lambda folder: types.SimpleNamespace(free=8*16*16-1))
+    with pytest.raises(OSError, match='No space left'): read_images(tree, mapped=True, **kw)
+    assert not asked # it is known before the first film
+
+
+@linux
+def test_disk_that_fills_up_on_the_way(tree, tmp_path, monkeypatch):
+    import resource
+    monkeypatch.setattr(data, '_PIECE', 300); s = read_images(tree, mapped=True, **dict(QUICK, cache=tmp_path/'cache')); limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (700, limits[1])) # no file may grow beyond two films and a bit
+        for f in (lambda: s[::2], lambda: read_images(tree, mapped=True, **QUICK), lambda: read_images(tree, mapped=True, **dict(QUICK, size=17, cache=tmp_path/'cache'))):
+            with pytest.raises(OSError, match='File too large.*make room there'): f()
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(list((tmp_path/'cache').iterdir())) == 1
+
+
+KILLED = """
+import os, signal, sys, cxr_gan.data as data
+data._PIECE, slow, n = 300, data._decode, []
+def decode(*a):
+    n.append(a)
+    if len(n) == 6: os.kill(os.getpid(), signal.SIGKILL)
+    return slow(*a)
+data._decode = decode
+data.read_images(sys.argv[1], 16, cache=sys.argv[2], mapped=True, workers=1)
+"""
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='kills a process')
+def test_a_killed_reading_leaves_nothing_that_looks_whole(tree, tmp_path):
+    cache = tmp_path/'cache'
+    assert subprocess.run([sys.executable, '-c', KILLED, str(tree), str(cache)]).returncode == -9
+    left, = cache.iterdir(); assert left.name.startswith('.')
+    kw = dict(QUICK, mapped=True, cache=cache); s = read_images(tree, **kw); assert left.exists() # another process may be at work on it
+    assert torch.equal(s.images, read_images(tree, **QUICK).images)
+    whole = next(f for f in cache.iterdir() if f != left); whole.unlink(); os.utime(left, (1, 1)); read_images(tree, **kw); assert list(cache.iterdir()) == [whole]
+
+
+def test_a_mapped_set_outlives_its_cache(tree, tmp_path):
+    kw = dict(QUICK, cache=tmp_path/'cache'); s = read_images(tree, mapped=True, **kw); before = s.images.clone(); file, = (tmp_path/'cache').iterdir()
+    s.images[0] = 9; assert torch.equal(read_images(tree, **kw).images, before) # what is written to the films does not reach the file
+    file.unlink(); assert torch.equal(s.images[1:], before[1:])
+
+
+def test_damaged_cache_is_not_mapped(tree, tmp_path):
+    kw = dict(QUICK, cache=tmp_path/'cache', mapped=True); s = read_images(tree, **kw); file, = (tmp_path/'cache').iterdir(); whole = file.read_bytes(); films = s.images.clone(); del s
+    other = bytearray(whole); other[len(whole)//2] ^= 255
+    for content in (b'', b'PK', whole[:300], whole[:-30], bytes(other)):
+        file.write_bytes(content)
+        with pytest.warns(UserWarning, match='damaged'): assert torch.equal(read_images(tree, **kw).images, films)
+        assert file.read_bytes() == whole
+    for x in (np.zeros((8, 1, 16, 16), np.int8), np.zeros((7, 1, 16, 16), np.uint8)):
+        np.savez(file, images=x, meta=np.frombuffer(json.dumps(dict(info=[{}]*len(x), bad={})).encode(), np.uint8))
+        with pytest.warns(UserWarning, match='damaged'): assert torch.equal(read_images(tree, **kw).images, films)
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 40), c=st.sampled_from([1, 3]), piece=st.integers(1, 900), bs=st.integers(1, 12), seed=st.integers(0, 99), stop=st.integers(0, 40), shuffle=st.booleans())
+def test_films_on_disk_give_the_same_batches(n, c, piece, bs, seed, stop, shuffle):
+    with tempfile.TemporaryDirectory() as d, pytest.MonkeyPatch.context() as m:
+        m.setattr(data, '_PIECE', piece); g = torch.Generator().manual_seed(seed)
+        near = ImageSet(torch.randint(0, 256, (n, c, 4, 5), generator=g).to(torch.uint8).mT, torch.arange(n) % 2, ['a', 'b'])
+        far = data.replace(near, images=data._nameless(near.images.split(7), near.images.shape, d), disk=d)
+        at = torch.randint(-n, n, (n,), generator=g)
+        for a, b in ((near, far), (near[at], far[at]), (near[n//3:], far[n//3:]), (near.only(['a']), far.only(['a'])), (near.resized(6), far.resized(6))):
+            assert torch.equal(a.images, b.images) and a.fingerprint == b.fingerprint and b.disk == d
+            dls = [ResidentLoader(s, bs=bs, seed=seed, shuffle=shuffle, device='cpu') for s in (a, b)]
+            its = [iter(dl) for dl in dls]
+            for _ in range(stop % len(dls[0])): assert same(*map(next, its))
+            new = [ResidentLoader(s, bs=bs, seed=seed+1, shuffle=shuffle, device='cpu') for s in (b, a)] # each goes on with the other's state
+            for dl, other in zip(new, dls): dl.load_state_dict(other.state_dict())
+            for _ in range(2): rows = [[*dl] for dl in new]; assert len(rows[0]) == len(rows[1]) and all(map(same, *rows))
+
+
+def same(a, b): return all(x.dtype == y.dtype and torch.equal(x, y) for x, y in zip(a, b))
 
 
 # ---- the loader
