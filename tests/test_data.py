@@ -358,6 +358,17 @@ def test_films_on_disk_give_the_same_batches(n, c, piece, bs, seed, stop, shuffl
             for _ in range(2): rows = [[*dl] for dl in new]; assert len(rows[0]) == len(rows[1]) and all(map(same, *rows))
 
 
+def test_training_on_films_on_disk_is_the_same_training(tree, tmp_path, monkeypatch):
+    from cxr_gan.recipes import learner, recipe
+    monkeypatch.setattr(data, '_PIECE', 600); runs = {}
+    for mapped in (None, True):
+        s = read_images(tree, 16, cache=tmp_path/'cache', mapped=mapped).only(['b', 'a'])
+        l = learner(recipe('lean', width=4, bs=3), s, 8, device='cpu')
+        with l.no_bar(), l.no_logging(): l.fit_for(steps=5)
+        runs[mapped] = l.model.state_dict(); assert bool(l.dls.train.dataset.disk) == bool(mapped)
+    for k, v in runs[None].items(): torch.testing.assert_close(v, runs[True][k], rtol=0, atol=0)
+
+
 def same(a, b): return all(x.dtype == y.dtype and torch.equal(x, y) for x, y in zip(a, b))
 
 
