@@ -154,7 +154,7 @@ def _plan(out, recipe_name, data, resume, **given):
         versions=dict(cxr_gan=cxr_gan.__version__, torch=torch.__version__, fastai=fastai.__version__))
     return plan
 
-# %% ../nbs/15_cli.ipynb #147ebf02
+# %% ../nbs/15_cli.ipynb #52c5869e
 @command
 def train(
     recipe:str=typer.Argument(..., help='a name from: cxr-gan recipes'),
@@ -183,10 +183,10 @@ def train(
     from cxr_gan.core import pick_device, save_json
     from cxr_gan.recipes import Recipe, learner
     from cxr_gan.health import Health
-    from cxr_gan.processes import join, leave, local_device
+    from cxr_gan.processes import join, leave, local_device, one_first
     from cxr_gan.training import Checkpoint, CurvesFile, Monitor, Ticker
     device = local_device(pick_device(device)); rank, world = join(device)
-    s = films(plan['data'], plan['size'], 'train', plan['classes'], seed=plan['seed'])
+    with one_first(): s = films(plan['data'], plan['size'], 'train', plan['classes'], seed=plan['seed'])
     monitor, health = Monitor(every, folder=out/'samples'), Health(every, say=say)
     l = learner(Recipe(**plan['recipe']), s, plan['size'], plan['seed'], device, path=out, compile=compile and dict(mode=compile))
     if not resume and rank == 0: save_json({**plan, 'films': l.dls.train.dataset.counts()}, out/'run.json')

@@ -7,7 +7,7 @@ __all__ = ['OPTIMIZERS', 'CURVES', 'even_labels', 'sample', 'GANPair', 'OptSetti
            'GANLearner', 'Budget', 'Monitor', 'decoder_maps', 'show_maps', 'save_network', 'load_network', 'save_tree',
            'load_tree', 'processes', 'Checkpoint', 'Ticker', 'read_history', 'CurvesFile']
 
-# %% ../nbs/06_training.ipynb #41e98c34
+# %% ../nbs/06_training.ipynb #c0baa7dc
 import copy, importlib.metadata, inspect, json, math, random, re, time
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.progress import ProgressCallback # importing it gives every Learner its bar
-from fastai.learner import Learner, Metric
+from fastai.learner import AvgSmoothLoss, Learner, Metric
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -169,7 +169,11 @@ class StepMean(Metric):
     @property
     def name(self): return self.key
 
-# %% ../nbs/06_training.ipynb #988751b3
+# %% ../nbs/06_training.ipynb #4b619075
+class _SmoothLoss(AvgSmoothLoss): # fastai's, which fetches the loss at every step, without that
+    def reset(self): self.count, self.val = 0, 0.
+    def accumulate(self, learn): self.count += 1; self.val = learn.loss.detach()*(1-self.beta)+self.val*self.beta
+
 CURVES = ('g_loss', 'd_loss', 'd_loss_real', 'd_loss_fake', 'd_acc_real', 'd_acc_fake', 'u_real', 'u_fake', 'epistemic_fake', 'd_grad', 'g_grad') # logged each step, besides the terms
 
 class GANLearner(Learner):
@@ -207,7 +211,7 @@ class GANLearner(Learner):
         self.scaler = torch.amp.GradScaler(self._device().type, enabled=amp == torch.float16)
         self._ask = self.uncertainty.judge if self.uncertainty else judge_once
         self._fast_ask, self._fast_generator = (f if compile is None else torch.compile(f, **compile) for f in (self._ask, generator))
-        self.recorder.train_metrics, self.recorder.valid_metrics = True, False
+        self.recorder.train_metrics, self.recorder.valid_metrics, self.recorder.smooth_loss = True, False, _SmoothLoss()
         self.add_cbs(cbs)
 
 def _fits(dls, generator, discriminator, uncertainty, n_disc, simultaneous, optimizer, own_latents):
