@@ -63,7 +63,7 @@ def to_bytes(
     lo, hi = value_range
     return x.detach().to(torch.float32).sub(lo).mul(255/(hi-lo)).round_().clamp_(0, 255).to(torch.uint8)
 
-# %% ../nbs/00_core.ipynb #00e2d209
+# %% ../nbs/00_core.ipynb #008f0e7b
 def resize(
     x:Tensor, # uint8 (n,c,h,w)
     size, # side, or (h,w), in pixels
@@ -72,8 +72,8 @@ def resize(
     "Bilinear resize with antialiasing, rounded back to bytes; an image that has the size already is returned as it is."
     hw = (size, size) if isinstance(size, int) else tuple(size)
     if tuple(x.shape[-2:]) == hw: return x
-    out = [F.interpolate(p.float(), size=hw, mode='bilinear', antialias=True, align_corners=False) for p in x.split(bs)]
-    return torch.cat(out).round_().clamp_(0, 255).to(torch.uint8) if out else x.new_zeros((0, x.shape[1], *hw))
+    out = [F.interpolate(p.float(), size=hw, mode='bilinear', antialias=True, align_corners=False).round_().clamp_(0, 255).to(torch.uint8) for p in x.split(bs)]
+    return torch.cat(out) if out else x.new_zeros((0, x.shape[1], *hw))
 
 # %% ../nbs/00_core.ipynb #e42887b5
 def check_size(
