@@ -154,7 +154,7 @@ def _plan(out, recipe_name, data, resume, **given):
         versions=dict(cxr_gan=cxr_gan.__version__, torch=torch.__version__, fastai=fastai.__version__))
     return plan
 
-# %% ../nbs/15_cli.ipynb #52c5869e
+# %% ../nbs/15_cli.ipynb #7d7226e0
 @command
 def train(
     recipe:str=typer.Argument(..., help='a name from: cxr-gan recipes'),
@@ -180,7 +180,7 @@ def train(
     "Train a recipe on films and leave a run folder."
     if epochs is None and steps is None and minutes is None: raise ValueError('found no limit: give --epochs, --steps or --minutes')
     plan = _plan(out, recipe, data, resume, size=size, width=width, bs=bs, amp=amp, T=passes, seed=seed, classes=classes, changes=changes)
-    from cxr_gan.core import pick_device, save_json
+    from cxr_gan.core import pick_device, save_json, whole_file
     from cxr_gan.recipes import Recipe, learner
     from cxr_gan.health import Health
     from cxr_gan.processes import join, leave, local_device, one_first
@@ -189,7 +189,9 @@ def train(
     with one_first(): s = films(plan['data'], plan['size'], 'train', plan['classes'], seed=plan['seed'])
     monitor, health = Monitor(every, folder=out/'samples'), Health(every, say=say)
     l = learner(Recipe(**plan['recipe']), s, plan['size'], plan['seed'], device, path=out, compile=compile and dict(mode=compile))
-    if not resume and rank == 0: save_json({**plan, 'films': l.dls.train.dataset.counts()}, out/'run.json')
+    if not resume and rank == 0:
+        save_json({**plan, 'films': l.dls.train.dataset.counts()}, out/'run.json')
+        with whole_file(out/'data_card.txt') as tmp: tmp.write_text(f'{l.dls.train.dataset.card()}\n', encoding='utf-8')
     total = epochs*(len(l.dls.train)//world) if epochs else steps
     cbs = [Checkpoint(out/'checkpoint.safetensors', every), *([CurvesFile(out/'history.csv', every), monitor, health, Ticker(total, say=say), *_trackers(out, tensorboard)] if rank == 0 else [])]
     with l.no_bar(), l.no_logging(), _until_asked(l), l.distrib_ctx() if world > 1 else nullcontext():

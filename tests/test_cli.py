@@ -41,7 +41,7 @@ def test_help_is_light():
     for c in ('demo', 'data', 'train', 'generate', 'evaluate', 'recipes'): assert c in cxr('--help') and '--help' in cxr(c, '--help')
 
 def test_a_run_is_a_whole_folder(run):
-    assert {'run.json', 'checkpoint.safetensors', 'checkpoint_previous.safetensors', 'curves.png', 'history.csv', 'progress.gif', 'generator', 'discriminator', 'health.json', 'samples'} == {p.name for p in run.iterdir()}
+    assert {'run.json', 'checkpoint.safetensors', 'checkpoint_previous.safetensors', 'curves.png', 'data_card.txt', 'history.csv', 'progress.gif', 'generator', 'discriminator', 'health.json', 'samples'} == {p.name for p in run.iterdir()}
     plan = json.loads((run/'run.json').read_text())
     assert plan['films'] == {'covid': 8, 'normal': 8, 'Viral Pneumonia': 8} and plan['recipe']['name'] == 'lean_max' and set(plan['versions']) >= {'torch', 'fastai', 'cxr_gan'}
     assert [p.name for p in sorted((run/'samples').iterdir())] == ['step_0000000.png', 'step_0000003.png']
