@@ -63,16 +63,14 @@ def run(steps=50, **kw):
     "Fifty steps without dropout: the same weights, films, labels and latents each time."
     from cxr_gan.data import phantom_set
     from cxr_gan.recipes import learner, recipe
-    l = learner(recipe('modern', width=8, bs=16, amp=False, schedule={}), phantom_set(96, 32), 32, device='cpu', **kw.pop('extra', {}))
+    slow = dict(lr=1e-4, betas=(0., .99)) # a fast game amplifies what is rounded
+    l = learner(recipe('modern', width=8, bs=16, amp=False, augment=None, d_opt=slow, g_opt=slow), phantom_set(96, 32), 32, device='cpu', **kw.pop('extra', {}))
     for k, v in kw.items(): setattr(l, k, v)
     with l.no_bar(), l.no_logging(): l.fit_for(steps=steps)
     return l.curves()
 
 def test_half_precision_and_compiled_losses_stay_close_for_fifty_steps():
-    "A game of two players amplifies what is rounded, so tolerances grow from the first steps to the fiftieth."
     plain = run()
-    for kw, early, most, mean in ((dict(amp=torch.bfloat16), .05, .3, .03), (dict(extra=dict(compile={})), 1e-4, .3, .03)):
+    for kw, tol in ((dict(amp=torch.bfloat16), .02), (dict(extra=dict(compile={})), 1e-3)):
         other = run(**kw)
-        for k in ('d_loss', 'g_loss'):
-            off = abs(other[k]-plain[k])
-            assert off[:10].max() < early and 0 < off.max() < most and off.mean() < mean, (kw, k, off)
+        for k in ('d_loss', 'g_loss'): off = abs(other[k]-plain[k]).max(); assert 0 < off < tol, (kw, k, off)
