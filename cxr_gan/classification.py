@@ -6,7 +6,7 @@
 __all__ = ['ARMS', 'ImageNetClassifier', 'make_classifier', 'MixedLoader', 'mixed_loaders', 'Result', 'scores', 'mean_std',
            'Summary', 'summarise', 'results_table', 'plot_confusion', 'plot_arms', 'BestEpoch', 'predict', 'run_arms']
 
-# %% ../nbs/08_classification.ipynb #7f626d8f
+# %% ../nbs/08_classification.ipynb #3ac6b6c1
 import copy
 from dataclasses import asdict, dataclass, replace
 from typing import Optional
@@ -25,6 +25,7 @@ from .architectures import SmallCNN
 from .core import pick_device, resize, rng, to_float
 from .data import ImageSet, ResidentLoader, split_set
 from .metrics import _build, _fetch, _fill, _MEAN, _own_seed, _read_weights, _STD, _url, fit_classifier, network_names
+from .uncertainty import mc_dropout
 
 # %% ../nbs/08_classification.ipynb #4f3efdf8
 class ImageNetClassifier(nn.Module):
@@ -328,7 +329,7 @@ def plot_arms(
     ax.set_xlabel('trained on'); ax.set_ylabel(f'accuracy, {rows[0].n} test films'); ax.grid(axis='y', alpha=.25)
     return ax
 
-# %% ../nbs/08_classification.ipynb #cc001798
+# %% ../nbs/08_classification.ipynb #245fcf99
 class BestEpoch(TrackerCallback):
     "Stops when the validation loss has not fallen for some epochs, and puts the weights of the best epoch back; in memory and without a word."
     def __init__(self,
@@ -355,11 +356,11 @@ def predict(
     films:ImageSet, # to classify
     bs:int=256, # films at a time
 )->Tensor: # (n,k) probabilities, on the CPU
-    "Class probabilities, in eval mode; the network's own mode is restored."
+    "Class probabilities, in eval mode and with `MCDropout` off: the same twice; the network's own mode is restored."
     was, dev = net.training, next(net.parameters()).device
     net.eval()
     try:
-        with torch.no_grad(): return torch.cat([net(x).softmax(1).cpu() for x, _ in ResidentLoader(films, bs, shuffle=False, device=dev)])
+        with torch.no_grad(), mc_dropout(net, False): return torch.cat([net(x).softmax(1).cpu() for x, _ in ResidentLoader(films, bs, shuffle=False, device=dev)])
     finally: net.train(was)
 
 # %% ../nbs/08_classification.ipynb #2e86eb0c
