@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['launched', 'join', 'one_first', 'leave', 'local_device', 'Together', 'step_seconds']
 
-# %% ../nbs/06b_processes.ipynb #4af70944
+# %% ../nbs/06b_processes.ipynb #3e2a0367
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-import fastai.distributed # gives `Learner` its `distrib_ctx`
 import torch
 import torch.distributed as dist
 from fastai.callback.core import Callback
+from fastai.learner import Learner
 from fastcore.basics import patch
 
 from .training import Budget, GANLearner, processes
+with suppress(ImportError, NameError): import fastai.distributed # gives `Learner` its `distrib_ctx`; without accelerate it fails by NameError
 
-# %% ../nbs/06b_processes.ipynb #2b1ddb51
+# %% ../nbs/06b_processes.ipynb #0d628a09
 def launched()->int:
     "How many processes the launcher started, from the environment."
     return int(os.environ.get('WORLD_SIZE', 1))
@@ -25,7 +26,8 @@ def launched()->int:
 def join(
     device='cpu', # where this process trains: a GPU talks through NCCL, a processor through Gloo
 )->tuple: # (rank, world)
-    "Meet the other processes that the launcher started, once."
+    "Meet the other processes that the launcher started, once. Raises ModuleNotFoundError where fastai cannot train in several."
+    if launched() > 1 and not hasattr(Learner, 'distrib_ctx'): raise ModuleNotFoundError("training in several processes needs one more package: pip install 'cxr_gan[distributed]'")
     if launched() > 1 and not dist.is_initialized(): dist.init_process_group('nccl' if torch.device(device).type == 'cuda' else 'gloo')
     return processes()
 
