@@ -7,7 +7,7 @@ __all__ = ['film_hashes', 'agreement', 'Pair', 'likeness_limit', 'duplicates', '
            'film_columns', 'label_associations', 'shortcut_features', 'shortcut_baselines', 'Shortcut',
            'balanced_interval', 'judge_shortcuts', 'shortcut_line', 'AuditFinding', 'Audit', 'audit', 'plot_audit']
 
-# %% ../nbs/08b_audit.ipynb #6d2824eb
+# %% ../nbs/08b_audit.ipynb #881302f7
 import hashlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,12 +18,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.fft import dctn
-from scipy.stats import binomtest
 from torch import Tensor
 
 from .classification import Result, mean_std, scores
 from .core import resize, rng
 from .data import ImageSet, cramers_v, split_set
+from .judge import wilson
 from .phantom import make_phantoms
 
 # %% ../nbs/08b_audit.ipynb #5ad52db7
@@ -302,7 +302,7 @@ def balanced_interval(
     means = np.random.default_rng(seed).beta(right+1, n-right+1, (draws, len(n))).mean(1)
     return tuple(np.quantile(means, [(1-level)/2, (1+level)/2]).tolist())
 
-# %% ../nbs/08b_audit.ipynb #c12affcf
+# %% ../nbs/08b_audit.ipynb #f01e427e
 def judge_shortcuts(
     results, # of `shortcut_baselines`
     margin:float=.05, # above guessing, from which a look without lungs is a fault
@@ -312,8 +312,8 @@ def judge_shortcuts(
     out, k = [], len(results[0].classes)
     for name in dict.fromkeys(r.arm for r in results):
         m = np.mean([r.matrix for r in results if r.arm == name], 0); per, right = m.sum(1), np.diag(m)
-        wilson, fair = binomtest(round(right.sum()), round(per.sum())).proportion_ci(method='wilson'), balanced_interval(right, per)
-        out.append(Shortcut(name, right.sum()/per.sum(), (wilson.low, wilson.high), float((right/per).mean()), fair, name in _BLIND and fair[0] > 1/k+margin))
+        fair = balanced_interval(right, per)
+        out.append(Shortcut(name, right.sum()/per.sum(), wilson(round(right.sum()), round(per.sum()))[1:], float((right/per).mean()), fair, name in _BLIND and fair[0] > 1/k+margin))
     return out
 
 # %% ../nbs/08b_audit.ipynb #ed7e82da

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['dropout_layers', 'only_dropout', 'mc_predict', 'predict_once', 'KwonMatrices', 'kwon', 'predictive_entropy',
            'mutual_information', 'predicted_variance', 'softmax_std', 'nll', 'brier', 'Sweep', 'T_sweep',
-           'plot_T_sweep', 'wilson', 'Reliability', 'reliability', 'ece', 'TemperatureScaling', 'plot_reliability',
+           'plot_T_sweep', 'Reliability', 'reliability', 'ece', 'TemperatureScaling', 'plot_reliability',
            'RiskCoverage', 'risk_coverage', 'error_auroc', 'plot_risk_coverage', 'plot_uncertainty', 'Assessment',
            'assess', 'assessment_table', 'McNemar', 'mcnemar', 'paired_difference', 'ErrorRates', 'error_rates',
            'over_seeds', 'paired_over_seeds']
 
-# %% ../nbs/08a_calibration.ipynb #30b39fa5
+# %% ../nbs/08a_calibration.ipynb #773dc746
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,12 +24,13 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from .architectures import MCDropout
-from .data import ImageSet, ResidentLoader
-from .judge import Interval
+from .classification import _pass, _still, predict
+from .data import ImageSet
+from .judge import Interval, wilson
 from .metrics import _own_seed
 from .uncertainty import mc_dropout
 
-# %% ../nbs/08a_calibration.ipynb #c3f1230c
+# %% ../nbs/08a_calibration.ipynb #fad4c0cc
 def dropout_layers(
     net:nn.Module, # any network
 )->list:
@@ -42,21 +43,11 @@ def only_dropout(
     active:bool=True, # False switches even `MCDropout` off
 ):
     "Inside the block all of `net` is in eval mode but its dropout; every module's own mode is restored."
-    modes = [(m, m.training) for m in net.modules()]
-    try:
-        net.eval()
+    with _still(net), mc_dropout(net, active):
         for m in dropout_layers(net): m.train(active)
-        with mc_dropout(net, active): yield net
-    finally:
-        for m, mode in modes: m.training = mode
+        yield net
 
-def _pass(net, films, bs, device):
-    "Probabilities of one pass over the films, (n,k) on the CPU."
-    device = next(net.parameters()).device if device is None else torch.device(device)
-    net.to(device)
-    with torch.no_grad(): return torch.cat([net(x).float().softmax(1).cpu() for x, _ in ResidentLoader(films, bs, shuffle=False, device=device)])
-
-# %% ../nbs/08a_calibration.ipynb #fd043254
+# %% ../nbs/08a_calibration.ipynb #99129cf6
 def mc_predict(
     net:nn.Module, # (n,c,h,w) in [-1,1] -> logits (n,k)
     films:ImageSet, # to classify
@@ -69,9 +60,10 @@ def mc_predict(
     if T < 1: raise ValueError(f'T {T}: expected at least one pass')
     if not len(films): raise ValueError('found no films to classify, expected at least one')
     if not dropout_layers(net): raise ValueError(f'found no dropout in {type(net).__name__}, expected nn.Dropout or MCDropout with p > 0: its passes would be T times the same; use `predict_once`')
-    with only_dropout(net), _own_seed(seed, device if device is not None else next(net.parameters()).device): return torch.stack([_pass(net, films, bs, device) for _ in range(T)])
+    if device is not None: net.to(device)
+    with only_dropout(net), _own_seed(seed, next(net.parameters()).device): return torch.stack([_pass(net, films, bs) for _ in range(T)])
 
-# %% ../nbs/08a_calibration.ipynb #b7045a9b
+# %% ../nbs/08a_calibration.ipynb #4d5ce62a
 def predict_once(
     net:nn.Module, # (n,c,h,w) in [-1,1] -> logits (n,k)
     films:ImageSet, # to classify
@@ -80,7 +72,7 @@ def predict_once(
 )->Tensor: # (1,n,k) probabilities, on the CPU
     "The deterministic twin: one pass with all dropout off, `MCDropout` too. Raises ValueError for no films."
     if not len(films): raise ValueError('found no films to classify, expected at least one')
-    with only_dropout(net, False): return _pass(net, films, bs, device)[None]
+    return predict(net if device is None else net.to(device), films, bs)[None]
 
 # %% ../nbs/08a_calibration.ipynb #64882283
 def _passes(probs):
@@ -195,18 +187,6 @@ def plot_T_sweep(
     axes[0].set_ylabel('spread of the mean probability')
     for ax in axes: ax.set_xlabel('passes T'); ax.set_xticks(T, map(str, T)); ax.xaxis.set_minor_locator(plt.NullLocator()); ax.grid(alpha=.25)
     return axes
-
-# %% ../nbs/08a_calibration.ipynb #b6efdd4b
-def wilson(
-    k:int, # successes
-    n:int, # trials, at least 1
-    level:float=.95, # of confidence
-)->Interval:
-    "A share with its score interval (Wilson 1927). Raises ValueError unless 0 <= k <= n and n >= 1."
-    k, n = int(k), int(n)
-    if n < 1 or not 0 <= k <= n: raise ValueError(f'found {k} of {n}, expected 0 <= k <= n and n >= 1')
-    ci = stats.binomtest(k, n).proportion_ci(level, method='wilson')
-    return Interval(k/n, float(ci.low), float(ci.high))
 
 # %% ../nbs/08a_calibration.ipynb #a502dce2
 class Reliability(NamedTuple):

@@ -6,8 +6,9 @@
 __all__ = ['ARMS', 'ImageNetClassifier', 'make_classifier', 'MixedLoader', 'mixed_loaders', 'Result', 'scores', 'mean_std',
            'Summary', 'summarise', 'results_table', 'plot_confusion', 'plot_arms', 'BestEpoch', 'predict', 'run_arms']
 
-# %% ../nbs/08_classification.ipynb #3ac6b6c1
+# %% ../nbs/08_classification.ipynb #176ff0c1
 import copy
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Optional
 
@@ -329,7 +330,7 @@ def plot_arms(
     ax.set_xlabel('trained on'); ax.set_ylabel(f'accuracy, {rows[0].n} test films'); ax.grid(axis='y', alpha=.25)
     return ax
 
-# %% ../nbs/08_classification.ipynb #245fcf99
+# %% ../nbs/08_classification.ipynb #49480fdb
 class BestEpoch(TrackerCallback):
     "Stops when the validation loss has not fallen for some epochs, and puts the weights of the best epoch back; in memory and without a word."
     def __init__(self,
@@ -351,17 +352,26 @@ def _fit(net, dls, epochs, lr, seed, patience, progress=False):
     "One cycle, or with `patience` a constant rate, early stopping and the best weights."
     return fit_classifier(net, dls, epochs, lr, seed, patience and [BestEpoch(patience)], patience is None, progress)
 
+@contextmanager
+def _still(net):
+    "Eval mode inside; afterwards each module has its own mode again."
+    was = {m: m.training for m in net.modules()}
+    net.eval()
+    try: yield
+    finally:
+        for m, t in was.items(): m.training = t
+
+def _pass(net, films, bs):
+    "Probabilities of one pass over the films as the network now is, (n,k) on the CPU."
+    with torch.no_grad(): return torch.cat([net(x).float().softmax(1).cpu() for x, _ in ResidentLoader(films, bs, shuffle=False, device=next(net.parameters()).device)])
+
 def predict(
     net:nn.Module, # (n,c,h,w) in [-1,1] -> logits
     films:ImageSet, # to classify
     bs:int=256, # films at a time
 )->Tensor: # (n,k) probabilities, on the CPU
-    "Class probabilities, in eval mode and with `MCDropout` off: the same twice; the network's own mode is restored."
-    was, dev = net.training, next(net.parameters()).device
-    net.eval()
-    try:
-        with torch.no_grad(), mc_dropout(net, False): return torch.cat([net(x).softmax(1).cpu() for x, _ in ResidentLoader(films, bs, shuffle=False, device=dev)])
-    finally: net.train(was)
+    "Class probabilities, in eval mode and with `MCDropout` off: the same twice; every module's own mode is restored."
+    with _still(net), mc_dropout(net, False): return _pass(net, films, bs)
 
 # %% ../nbs/08_classification.ipynb #2e86eb0c
 ARMS = dict(real=0., half=.5, generated=1.) # generated part of a batch

@@ -96,7 +96,7 @@ def _write_run(run, l, monitor, classes):
     with whole_file(run/'curves.png') as tmp: fig.savefig(tmp)
     plt.close(fig); monitor.animation(run/'progress.gif')
 
-# %% ../nbs/15_cli.ipynb #c869302f
+# %% ../nbs/15_cli.ipynb #90d9b916
 def _changed(r, change):
     "A recipe with one `field=value` or `field.key=value` applied; the value is JSON, or else a string."
     from cxr_gan.recipes import override
@@ -114,6 +114,7 @@ def _go_on(l, checkpoint):
     try: l.load_checkpoint(checkpoint, say); say(f'going on from step {l.steps}')
     except FileNotFoundError: say('the run was stopped before its first checkpoint; it begins again')
 
+# %% ../nbs/15_cli.ipynb #56b82fed
 @contextmanager
 def _until_asked(l):
     "Ctrl-C, or a cluster's request to end, stops after the step that is being done, so that nothing is lost; a second one stops at once."
@@ -133,6 +134,7 @@ def _trackers(out, tensorboard):
     except ImportError as e: raise ModuleNotFoundError(f'--tensorboard needs one more package ({e}): pip install tensorboard') from e
     return [TensorBoardCallback(out/'tensorboard', trace_model=False, log_preds=False)]
 
+# %% ../nbs/15_cli.ipynb #ae88f6bc
 def _plan(out, recipe_name, data, resume, **given):
     "What to train: from the arguments, or from the run that goes on."
     file = out/'run.json'
@@ -203,7 +205,7 @@ def train(
     save_json(dict(verdict=health.verdict(), findings=[f._asdict() for f in health.findings]), out/'health.json'); say(health.verdict())
     say(f'{l.steps} steps; the run is in {out}')
 
-# %% ../nbs/15_cli.ipynb #066acabc
+# %% ../nbs/15_cli.ipynb #e99a01f3
 def load_generator(
     run, # folder of a run, or of a generator written by `save_network`
     device=None, # None takes the best there is
@@ -215,6 +217,7 @@ def load_generator(
     net, meta = load_network(run/'generator' if (run/'generator').is_dir() else run, pick_device(device))
     return net, meta.get('classes') or []
 
+# %% ../nbs/15_cli.ipynb #02d34a7b
 @dataclass(frozen=True)
 class Run:
     "What a finished training left in its folder."
@@ -242,6 +245,7 @@ def load_run(
     (g, meta), (d, _) = (load_network(folder/n, device) for n in ('generator', 'discriminator'))
     return Run(folder, Recipe(**plan['recipe']), plan, meta['classes'], meta['steps'], g, d, read_history(folder/'history.csv'), health)
 
+# %% ../nbs/15_cli.ipynb #dcf0676b
 def _label(label, classes):
     "A class by name or number."
     if label is None: return None

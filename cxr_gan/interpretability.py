@@ -8,7 +8,7 @@ __all__ = ['occlusion', 'find_layer', 'cam', 'grad_cam', 'guided_rule', 'deconvo
            'compare_classes', 'Mark', 'pointing_game', 'mass_inside', 'centre_map', 'score_maps', 'marks_table',
            'randomisation_check', 'show_methods']
 
-# %% ../nbs/10_interpretability.ipynb #6e739ecd
+# %% ../nbs/10_interpretability.ipynb #a41b9996
 import copy
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -18,21 +18,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
-from scipy.stats import binomtest, rankdata
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
+from .classification import _still
 from .core import rng
+from .judge import wilson
 
-# %% ../nbs/10_interpretability.ipynb #ce0fc522
-@contextmanager
-def _still(net):
-    "Eval mode inside; afterwards each module has its own mode again."
-    was = {m: m.training for m in net.modules()}
-    net.eval()
-    try: yield
-    finally:
-        for m, t in was.items(): m.training = t
-
+# %% ../nbs/10_interpretability.ipynb #298169df
 def _score(
     out:Tensor, # (n,k) logits, or any (n,...) with a tuple as target
     target, # class, (n,) classes, or the place (i,j,..) of one feature
@@ -293,7 +286,7 @@ def _brightest(m):
     at = np.argwhere(m == m.max())
     return None if len(at) == m.size else at[((at-at.mean(0))**2).sum(1).argmin()]
 
-# %% ../nbs/10_interpretability.ipynb #56cbafe6
+# %% ../nbs/10_interpretability.ipynb #0b665e11
 def pointing_game(
     maps, # (n,h,w) heat maps
     masks, # bool (n,h,w) the truth, none empty
@@ -303,8 +296,7 @@ def pointing_game(
     maps, masks = _pairs(maps, masks)
     near = np.stack([distance_transform_edt(~m) <= tolerance for m in masks])
     hits = sum(bool(ok[tuple(p)]) for m, ok in zip(maps, near) if (p := _brightest(m)) is not None)
-    ci = binomtest(hits, len(maps)).proportion_ci(method='wilson')
-    return Mark(hits/len(maps), float(ci.low), float(ci.high), float(near.mean()), len(maps))
+    return Mark(*wilson(hits, len(maps)), float(near.mean()), len(maps))
 
 def mass_inside(
     maps, # (n,h,w) heat maps

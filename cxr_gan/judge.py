@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['density_coverage', 'FIDInfinity', 'fid_infinity', 'plot_fid_infinity', 'NearestNeighbour', 'nearest_neighbour_test',
-           'authenticity', 'Memorisation', 'memorisation', 'Interval', 'bootstrap', 'half_samples', 'Membership',
-           'membership_inference', 'similarity', 'CID', 'cid_index', 'likeness_score', 'Verdict', 'Report', 'report',
-           'report_table', 'plot_report']
+           'Interval', 'wilson', 'authenticity', 'Memorisation', 'memorisation', 'bootstrap', 'half_samples',
+           'Membership', 'membership_inference', 'similarity', 'CID', 'cid_index', 'likeness_score', 'Verdict',
+           'Report', 'report', 'report_table', 'plot_report']
 
 # %% ../nbs/07a_judge.ipynb #17f9a9a6
 from dataclasses import dataclass
@@ -135,12 +135,26 @@ def nearest_neighbour_test(
     r, f = _votes(*_pair(real, fake))
     return NearestNeighbour(float((r.mean()+f.mean())/2), float(r.mean()), float(f.mean()))
 
-# %% ../nbs/07a_judge.ipynb #9e5207f3
-def _share(hits, level=.95):
-    "Share of true ones with Wilson's interval."
-    ci = binomtest(int(hits.sum()), len(hits)).proportion_ci(level, 'wilson')
-    return float(hits.mean()), float(ci.low), float(ci.high)
+# %% ../nbs/07a_judge.ipynb #57478a7a
+class Interval(NamedTuple):
+    "A value and how far chance in the films may have carried it."
+    value: float # from all rows
+    low: float
+    high: float
+    def __str__(self): return f'{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]'
 
+def wilson(
+    k:int, # successes
+    n:int, # trials, at least 1
+    level:float=.95, # of confidence
+)->Interval:
+    "A share with its score interval (Wilson 1927). Raises ValueError unless 0 <= k <= n and n >= 1."
+    k, n = int(k), int(n)
+    if n < 1 or not 0 <= k <= n: raise ValueError(f'found {k} of {n}, expected 0 <= k <= n and n >= 1')
+    ci = binomtest(k, n).proportion_ci(level, method='wilson')
+    return Interval(k/n, float(ci.low), float(ci.high))
+
+# %% ../nbs/07a_judge.ipynb #fbd25a3e
 def _authentic(train, fake):
     "Whether each fake is farther from its nearest training film than that one is from its own nearest."
     near, at = _nearest(fake, train); who, back = np.unique(at[:, 0], return_inverse=True)
@@ -167,7 +181,7 @@ class Memorisation(NamedTuple):
     quantile: float # share that an honest generator has
     null: Tensor # double (k,), distance of each test film to its nearest training film
 
-# %% ../nbs/07a_judge.ipynb #34b21403
+# %% ../nbs/07a_judge.ipynb #14c9c302
 def memorisation(
     train:Tensor, # (n,d) features of the training films
     test:Tensor, # (k,d) features of real films that the generator has not seen
@@ -181,17 +195,10 @@ def memorisation(
     null, (near, at) = _nearest(test, train)[0][:, 0], _nearest(fake, train)
     limit = np.sort(null)[k-1]
     if not limit: raise ValueError(f'{(null == 0).sum()} test films have the features of a training film: no copy could be told from that; take the duplicates out of the test set')
-    share, low, high = _share(suspect := near[:, 0] < limit)
+    suspect = near[:, 0] < limit; share, low, high = wilson(suspect.sum(), len(suspect))
     return Memorisation(share, torch.from_numpy(suspect), torch.from_numpy(at[:, 0]), torch.from_numpy(near[:, 0]), low, high, float(limit), quantile, torch.from_numpy(null))
 
-# %% ../nbs/07a_judge.ipynb #0a227556
-class Interval(NamedTuple):
-    "A value and how far chance in the films may have carried it."
-    value: float # from all rows
-    low: float
-    high: float
-    def __str__(self): return f'{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]'
-
+# %% ../nbs/07a_judge.ipynb #79ac4759
 def _drawn(tables, n, seed, replace, share=1.):
     "n times the tables with rows drawn anew."
     gs = [np.random.default_rng([seed, i]) for i in range(len(tables))] # a stream for each table: it does not move when another one grows
@@ -322,7 +329,7 @@ class Report(NamedTuple):
     memorised: Memorisation # of all generated films, for `health.show_copies`
     membership: Membership # and its control
 
-# %% ../nbs/07a_judge.ipynb #4fad2dd4
+# %% ../nbs/07a_judge.ipynb #1e36e9f9
 def _resemblance(real, fake, k, seed, tag, n):
     "Name -> (value, low, high, spread over subsets) of all that compares two sets; n half samples."
     g, m, mean = np.random.default_rng(seed), min(len(real), len(fake)), lambda x: (*bootstrap(np.mean, x, n=10*n, seed=seed), None)
@@ -340,7 +347,7 @@ def _copying(train, test, fake, seed):
     leak, g = membership_inference(*near, seed=seed), np.random.default_rng(seed)
     halves = [np.array_split(g.permutation(test), 2) for _ in range(5)] # one half stands for the generated films
     base = float(np.mean([_auroc(*(-_nearest(x, h)[0][:, 0] for x in (train, rest))) for h, rest in halves]))
-    return {'authenticity': (*_share(_authentic(train, fake)), authenticity(train, test)), 'memorised': (seen.share, seen.low, seen.high, seen.quantile), 'membership AUROC': (*leak[:3], base)}, seen, leak
+    return {'authenticity': (*wilson((own := _authentic(train, fake)).sum(), len(own)), authenticity(train, test)), 'memorised': (seen.share, seen.low, seen.high, seen.quantile), 'membership AUROC': (*leak[:3], base)}, seen, leak
 
 # %% ../nbs/07a_judge.ipynb #e7aba711
 def _stand_ins(generated, train, seed):

@@ -51,7 +51,7 @@ def local_device(
     device = torch.device(device)
     return torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0))) if device.type == 'cuda' and device.index is None and launched() > 1 else device
 
-# %% ../nbs/06b_processes.ipynb #54222e17
+# %% ../nbs/06b_processes.ipynb #25c574ac
 class Together(Callback):
     "Make the same step in all processes: shared films, different noise, mean gradients, one decision when to stop."
     order = 75 # after `Budget`, before `Checkpoint`
@@ -81,6 +81,7 @@ class Together(Callback):
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         self.learn.stop = bool(flag); self.asked = False
 
+# %% ../nbs/06b_processes.ipynb #18a3e09c
 @patch
 def to_distributed(self:GANLearner,
     sync_bn:bool=True, # normalise over the batches of all processes; on a processor each normalises its own

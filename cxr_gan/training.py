@@ -169,13 +169,14 @@ class StepMean(Metric):
     @property
     def name(self): return self.key
 
-# %% ../nbs/06_training.ipynb #4b619075
+# %% ../nbs/06_training.ipynb #7970df84
 class _SmoothLoss(AvgSmoothLoss): # fastai's, which fetches the loss at every step, without that
     def reset(self): self.count, self.val = 0, 0.
     def accumulate(self, learn): self.count += 1; self.val = learn.loss.detach()*(1-self.beta)+self.val*self.beta
 
 CURVES = ('g_loss', 'd_loss', 'd_loss_real', 'd_loss_fake', 'd_acc_real', 'd_acc_fake', 'u_real', 'u_fake', 'epistemic_fake', 'd_grad', 'g_grad') # logged each step, besides the terms
 
+# %% ../nbs/06_training.ipynb #9b9b35c6
 class GANLearner(Learner):
     "fastai `Learner` for a generator and a discriminator."
     def __init__(self,
@@ -214,6 +215,7 @@ class GANLearner(Learner):
         self.recorder.train_metrics, self.recorder.valid_metrics, self.recorder.smooth_loss = True, False, _SmoothLoss()
         self.add_cbs(cbs)
 
+# %% ../nbs/06_training.ipynb #390d81f0
 def _fits(dls, generator, discriminator, uncertainty, n_disc, simultaneous, optimizer, own_latents):
     "Raises ValueError for parts that do not go together."
     if uncertainty is not None: uncertainty.check(discriminator)
@@ -271,13 +273,17 @@ def make_fakes(self:GANLearner, n:int, y:Tensor=None, latents=None)->tuple:
     y = self.draw_labels(n, torch.empty(0, dtype=torch.long, device=dev) if y is None else y) if g.conditional else None
     with self.precision(): return self._fast_generator((latents or g.latents)(n, dev), y).float(), y
 
-# %% ../nbs/06_training.ipynb #e500690d
+# %% ../nbs/06_training.ipynb #4d6b58a2
+@patch
+def due(self:GANLearner)->list:
+    "The terms that the discriminator is charged at this step."
+    return [t for t in self.terms if self.steps % t.every == 0]
+
 @patch
 def charge(self:GANLearner, side:str, turn:Turn)->Tensor:
     "What the terms add to the loss of one side, 'discriminator' or 'generator'; the discriminator's share of each is logged."
     total = 0.
-    for t in self.terms:
-        if side == 'discriminator' and self.steps % t.every: continue
+    for t in self.due() if side == 'discriminator' else self.terms:
         if (value := getattr(t, side)(turn)) is None: continue
         value = value*t.factor(self.steps)*(t.every if side == 'discriminator' else 1)
         if side == 'discriminator': self.stats[t.name] = value.detach()
@@ -312,14 +318,14 @@ def _note(self:GANLearner, real:Judgement, fake:Judgement, **losses):
         u_real=real.u.mean(), u_fake=fake.u.mean(), epistemic_fake=fake.parts.epistemic.mean(), **losses)
     self.stats = {k: v.detach() for k, v in self.stats.items()}
 
-# %% ../nbs/06_training.ipynb #91e39d7c
+# %% ../nbs/06_training.ipynb #3f0c2f66
 @patch
 def _do_one_batch(self:GANLearner):
     "One discriminator step and, every `n_disc` batches, one generator step."
     for g, o in zip(self.opt.opt.param_groups, self.opts): g['lr'] = o.lr*self.schedule.factor(self.steps)
     torch.compiler.cudagraph_mark_step_begin()
     x, y = self.show(self.xb[0]), self.yb[0]
-    due = [t for t in self.terms if self.steps % t.every == 0]
+    due = self.due()
     if any('real' in t.slopes for t in due): x = x.detach().requires_grad_()
     self.pred, y_fake = self.make_fakes(len(x), y, self.own_latents[0])
     shown, judge = self.show(self.pred), partial(self.judge, twice=any(t.twice for t in due))
