@@ -6,7 +6,7 @@
 __all__ = ['ARMS', 'ImageNetClassifier', 'make_classifier', 'MixedLoader', 'mixed_loaders', 'Result', 'scores', 'mean_std',
            'Summary', 'summarise', 'results_table', 'plot_confusion', 'plot_arms', 'BestEpoch', 'predict', 'run_arms']
 
-# %% ../nbs/08_classification.ipynb #176ff0c1
+# %% ../nbs/08_classification.ipynb #68d511e9
 import copy
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from .architectures import SmallCNN
 from .core import pick_device, resize, rng, to_float
 from .data import ImageSet, ResidentLoader, split_set
+from .judge import _auroc
 from .metrics import _build, _fetch, _fill, _MEAN, _own_seed, _read_weights, _STD, _url, fit_classifier, network_names
 from .uncertainty import mc_dropout
 
@@ -202,7 +203,7 @@ def mixed_loaders(
     dl = MixedLoader(train, generated, bs, share, mixing, device, seed=seed) if share else ResidentLoader(train, bs, device=device, seed=seed)
     return DataLoaders(dl, ResidentLoader(train if valid is None else valid, bs, shuffle=False, device=device), device=device)
 
-# %% ../nbs/08_classification.ipynb #b741b21d
+# %% ../nbs/08_classification.ipynb #673b22c6
 @dataclass(frozen=True)
 class Result:
     "One trained classifier on the test films."
@@ -217,6 +218,8 @@ class Result:
     bs:int=0 # films in a batch
     n_train:int=0 # real films to train on, without those for validation
     mixing:str='' # of the arm with both kinds
+    answers:tuple=() # class that each test film was given, in the order of the films
+    auroc:tuple=() # of each class against the others
 
     matrix = property(lambda self: np.asarray(self.confusion), doc='the confusion matrix (k,k)')
     n = property(lambda self: int(self.matrix.sum()), doc='films tested')
@@ -243,7 +246,7 @@ def scores(
     if t.shape != p.shape or t.dim() != 1 or not len(t): raise ValueError(f'found {tuple(t.shape)} true and {tuple(p.shape)} predicted classes, expected one of each for every film')
     if not 0 <= int(min(t.min(), p.min())) <= int(max(t.max(), p.max())) < k: raise ValueError(f'found classes {sorted({*t.tolist(), *p.tolist()})}, expected 0 to {k-1}')
     counts = torch.bincount(t*k+p, minlength=k*k).view(k, k).tolist()
-    return Result(arm, seed, tuple(map(str, classes)), tuple(map(tuple, counts)), **context)
+    return Result(arm, seed, tuple(map(str, classes)), tuple(map(tuple, counts)), answers=tuple(p.tolist()), **context)
 
 # %% ../nbs/08_classification.ipynb #d4d0a001
 def mean_std(
@@ -373,7 +376,7 @@ def predict(
     "Class probabilities, in eval mode and with `MCDropout` off: the same twice; every module's own mode is restored."
     with _still(net), mc_dropout(net, False): return _pass(net, films, bs)
 
-# %% ../nbs/08_classification.ipynb #2e86eb0c
+# %% ../nbs/08_classification.ipynb #9ee1ce68
 ARMS = dict(real=0., half=.5, generated=1.) # generated part of a batch
 
 def run_arms(
@@ -405,7 +408,9 @@ def run_arms(
             dls = mixed_loaders(train, held, generated, bs, ARMS[arm], mixing if arm == 'half' else 'exact', device, seed)
             learn = _fit(net, dls, epochs, lr, seed, patience, progress)
             name = network if isinstance(network, str) else getattr(net, 'name', type(net).__name__)
-            out.append(scores(test.labels, predict(net, test).argmax(1), real.classes, arm, seed, network=name, size=real.size,
+            p, y = predict(net, test), test.labels
+            auroc = tuple(_auroc(p[y == c, c].numpy(), p[y != c, c].numpy()) for c in range(real.n_classes))
+            out.append(scores(y, p.argmax(1), real.classes, arm, seed, auroc=auroc, network=name, size=real.size,
                 epochs=len(learn.recorder.values), steps=len(dls.train), bs=bs, n_train=len(train), mixing=mixing if arm == 'half' else ''))
     return out
 
