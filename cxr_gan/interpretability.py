@@ -8,7 +8,7 @@ __all__ = ['occlusion', 'find_layer', 'cam', 'grad_cam', 'guided_rule', 'deconvo
            'compare_classes', 'Mark', 'pointing_game', 'mass_inside', 'centre_map', 'score_maps', 'marks_table',
            'randomisation_check', 'show_methods']
 
-# %% ../nbs/10_interpretability.ipynb #a41b9996
+# %% ../nbs/10_interpretability.ipynb #aa6cf455
 import copy
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .classification import _still
 from .core import rng
-from .judge import wilson
+from .judge import bootstrap, wilson
 
 # %% ../nbs/10_interpretability.ipynb #298169df
 def _score(
@@ -73,20 +73,20 @@ def occlusion(
         return heat/cover
     with torch.no_grad(): return _batches(one, net, x, target)
 
-# %% ../nbs/10_interpretability.ipynb #ef268009
+# %% ../nbs/10_interpretability.ipynb #9d25e2c6
 def find_layer(
     net:nn.Module, # any network whose modules pass maps on
     x:Tensor, # (n,c,h,w), of which the shape alone matters
 )->nn.Module:
     "The module that gives the last maps (n,k,h,w) of more than one pixel that everything goes through. Raises ValueError if there is none."
-    seen, x = [], torch.randn(2, *x.shape[1:], generator=rng(0), dtype=x.dtype).to(x.device)
+    seen, x = [], torch.randn(1, *x.shape[1:], generator=rng(0), dtype=x.dtype).to(x.device).requires_grad_()
     def note(m, args, out):
         if torch.is_tensor(out) and out.dim() == 4 and out.shape[-2:].numel() > 1: seen.append(m)
-    with _still(net), torch.no_grad():
+    with _still(net), torch.enable_grad():
         with _hooked(net.modules(), note): net(x)
         for m in dict.fromkeys(seen[::-1]):
-            with _hooked([m], lambda m, args, out: torch.zeros_like(out)): out = net(x)
-            if m is not net and torch.allclose(*out): return m # with these maps gone, all films are alike
+            with _hooked([m], lambda m, args, out: torch.zeros_like(out)): out = net(x).sum()
+            if m is not net and (not out.requires_grad or torch.autograd.grad(out, x, allow_unused=True)[0] is None): return m # with these maps gone, the film does not matter
     raise ValueError('no module gives maps (n,k,h,w) of more than one pixel that the whole film goes through, expected a convolutional network: name a layer, give larger films, or use occlusion')
 
 @contextmanager
@@ -106,7 +106,7 @@ def _watch(layer):
 
 def _to_film(maps, x): return F.interpolate(maps[:,None], x.shape[-2:], mode='bilinear', align_corners=False)[:,0]
 
-# %% ../nbs/10_interpretability.ipynb #ab0933ce
+# %% ../nbs/10_interpretability.ipynb #c6bff99e
 def cam(
     net:nn.Module, # convolutions, global average pooling, one linear layer
     x:Tensor, # (n,c,h,w) films
@@ -120,7 +120,9 @@ def cam(
     def one(x, t):
         with _watch(layer) as maps: out = net(x)
         a, (h,) = maps[0], fed[-1]
-        if h.shape != a.shape[:2] or not torch.allclose(a.mean((2, 3)), h, rtol=1e-3, atol=1e-4*h.abs().max()) or not torch.equal(F.linear(h, head.weight, head.bias), out):
+        pooled = lambda a: h.shape == a.shape[:2] and torch.allclose(a.mean((2, 3)), h, rtol=1e-3, atol=1e-4*h.abs().max())
+        if not pooled(a): a = a.relu() # called, not a module: DenseNet
+        if not pooled(a) or not torch.equal(F.linear(h, head.weight, head.bias), out):
             raise ValueError(f'CAM needs maps, their mean over the film, and one linear layer; found {type(layer).__name__} {tuple(a.shape)} followed by something else: use grad_cam')
         m = torch.einsum('nkhw,nk->nhw', a, head.weight[t].expand(len(x), -1))
         return _to_film(m, x) if full else m
@@ -268,7 +270,7 @@ def compare_classes(
     "Map of class a less map of class b."
     return method(net, x, a)-method(net, x, b)
 
-# %% ../nbs/10_interpretability.ipynb #3814807b
+# %% ../nbs/10_interpretability.ipynb #8d257f2f
 class Mark(NamedTuple):
     "A mean over films with its 95 % interval, and what chance gets."
     value:float; low:float; high:float; chance:float; n:int
@@ -278,7 +280,7 @@ def _pairs(maps, masks):
     maps, masks = torch.as_tensor(maps).detach().cpu().double(), torch.as_tensor(masks).cpu().bool()
     if maps.dim() != 3 or maps.shape != masks.shape or not len(maps): raise ValueError(f'found maps {tuple(maps.shape)} and masks {tuple(masks.shape)}, expected both (n,h,w), n > 0')
     if not maps.isfinite().all(): raise ValueError(f'found NaN or infinity in {(~maps.isfinite()).flatten(1).any(1).sum()} of {len(maps)} maps, expected numbers')
-    if (empty := ~masks.flatten(1).any(1)).any(): raise ValueError(f'found no lesion in {empty.sum()} of {len(maps)} masks: leave those films out, there is nothing to find')
+    if (empty := ~masks.flatten(1).any(1)).any(): raise ValueError(f'found {empty.sum()} of {len(maps)} masks empty: leave those films out, there is nothing to find')
     return maps.numpy(), masks.numpy()
 
 def _brightest(m):
@@ -286,13 +288,13 @@ def _brightest(m):
     at = np.argwhere(m == m.max())
     return None if len(at) == m.size else at[((at-at.mean(0))**2).sum(1).argmin()]
 
-# %% ../nbs/10_interpretability.ipynb #0b665e11
+# %% ../nbs/10_interpretability.ipynb #ee1a9532
 def pointing_game(
     maps, # (n,h,w) heat maps
-    masks, # bool (n,h,w) the truth, none empty
+    masks, # bool (n,h,w) the region, lesion or lungs, none empty
     tolerance:float=0., # pixels beside the mask that still count
 )->Mark:
-    "Share of films whose brightest pixel lies on the lesion (Zhang et al. 2018, section 4.2), Wilson interval. Raises ValueError for empty masks or maps that do not fit."
+    "Share of films whose brightest pixel lies in the region (Zhang et al. 2018, section 4.2), Wilson interval. Raises ValueError for empty masks or maps that do not fit."
     maps, masks = _pairs(maps, masks)
     near = np.stack([distance_transform_edt(~m) <= tolerance for m in masks])
     hits = sum(bool(ok[tuple(p)]) for m, ok in zip(maps, near) if (p := _brightest(m)) is not None)
@@ -300,18 +302,17 @@ def pointing_game(
 
 def mass_inside(
     maps, # (n,h,w) heat maps
-    masks, # bool (n,h,w) the truth, none empty
+    masks, # bool (n,h,w) the region, lesion or lungs, none empty
     seed:int=0, # of the bootstrap
-)->Mark:
-    "Share of the positive mass that lies on the lesion, mean over films, bootstrap interval; a map without any has 0. Raises ValueError for empty masks or maps that do not fit."
+)->Mark: # `chance` is what a uniform map gets, the region's share of the film
+    "Share of the positive mass that lies in the region, mean over films, bootstrap interval; a map without any has 0. Raises ValueError for empty masks or maps that do not fit."
     maps, masks = _pairs(maps, masks)
     mass = maps.clip(0)
     total = mass.sum((1, 2))
     share = np.divide((mass*masks).sum((1, 2)), total, out=np.zeros(len(mass)), where=total > 0)
-    draws = share[np.random.default_rng(seed).integers(0, len(share), (2000, len(share)))].mean(1)
-    return Mark(float(share.mean()), *map(float, np.quantile(draws, (.025, .975))), float(masks.mean()), len(maps))
+    return Mark(*bootstrap(np.mean, share, n=2000, seed=seed), float(masks.mean()), len(maps))
 
-# %% ../nbs/10_interpretability.ipynb #e03c2536
+# %% ../nbs/10_interpretability.ipynb #91e398a6
 def centre_map(
     shape, # (n,h,w) of the maps
 )->Tensor: # (n,h,w), a Gaussian bump, 1 in the middle
@@ -322,8 +323,8 @@ def centre_map(
 
 def score_maps(
     maps_by_name:dict, # name of the method -> (n,h,w) heat maps
-    masks, # bool (n,h,w) the lesions, none empty
-    habit=None, # bool (m,h,w) lesions of other films, for the baseline
+    masks, # bool (n,h,w) the regions, lesions or lungs, none empty
+    habit=None, # bool (m,h,w) those of other films, for the baseline
     tolerance:float=0., # for the pointing game, pixels
     seed:int=0, # of the bootstrap
 )->dict: # name -> (Mark of the pointing game, Mark of the mass inside); baselines last
