@@ -108,7 +108,7 @@ class Comparison:
         third = [['errors, median training', 'against', 'type I', 'type II']]+[[a, k, str(e.type1), str(e.type2)] for a, r in self.arms.items() for k, e in ([('any disease', r.healthy)] if r.healthy else [])+list(r.classes.items())]
         return '\n'.join([self.title, *_columns(first), *(_columns(second) if d else []), *_columns(third), self.shortcuts])
 
-# %% ../nbs/08c_benefit.ipynb #693433f8
+# %% ../nbs/08c_benefit.ipynb #92dbba69
 def compare_arms(
     results, # of `run_arms`, all arms and seeds
     test, # the ImageSet they were tested on, or (n,) its labels
@@ -124,7 +124,7 @@ def compare_arms(
         if len(found := {getattr(r, f) for r in results}) > 1: raise ValueError(f'these results cannot be compared: {f} is {" and ".join(sorted(map(str, found)))}')
     for r in results:
         if len(r.answers) != len(labels) or scores(labels, r.answers, r.classes).confusion != r.confusion: raise ValueError(f'the answers of {r.arm}, seed {r.seed}, do not belong to these test films: expected answers to these {len(labels)} films in their order')
-    q = results[0]; title = ', '.join(filter(None, [q.network, f'{q.size} px' if q.size else '', f'{q.n_train} real films to train on' if q.n_train else '', f'{q.n} test films', f'{len(arms[baseline])} seeds; intervals of 95 %']))
+    q = results[0]; title = ', '.join(filter(None, [q.network, f'{q.size} px' if q.size else '', f'{q.n_train} real films to train on' if q.n_train else '', f'{q.n} test films', f"{len(arms[baseline])} seed{'s'*(len(arms[baseline]) > 1)}; intervals of 95 %"]))
     return Comparison(title, baseline, {a: report_arm(rs, healthy) for a, rs in arms.items()}, {a: arm_difference(arms[baseline], rs, labels, groups, healthy) for a, rs in arms.items() if a != baseline},
         shortcut_line(shortcuts) if shortcuts else 'shortcuts: not measured, see audit.shortcut_baselines; without them an accuracy says little')
 

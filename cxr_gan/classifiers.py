@@ -100,7 +100,7 @@ def _body(body, weights, name):
 
 _SEEDS = dict(inceptionNet=('inception_v3', _inception_head), inceptionNetMCD=('inception_v3', partial(_inception_head, mc=True)), vgg16_pooled=('vgg16', _vgg_head))
 
-# %% ../nbs/07b_classifiers.ipynb #587c0b95
+# %% ../nbs/07b_classifiers.ipynb #3d63f28c
 def make_classifier(
     name:str='small', # 'small', 'inceptionNet', 'inceptionNetMCD', 'vgg16_pooled', or any torchvision classifier, e.g. 'inception_v3', 'vgg16'
     n_classes:int=3, # outputs
@@ -115,7 +115,8 @@ def make_classifier(
     if channels not in (1, 3): raise ValueError(f'channels {channels}: expected 1 or 3')
     if name == 'small':
         if weights is not None or frozen: raise ValueError("'small' has no published weights and nothing to freeze: leave out weights= and frozen=, or name a torchvision network")
-        return SmallCNN(n_classes, channels, width=width)
+        net = SmallCNN(n_classes, channels, width=width); net.name, net.weights = name, ''
+        return net
     if name not in _SEEDS and name not in network_names(): raise ValueError(f"network {name!r} is not known: expected 'small' or a torchvision classifier such as {', '.join(network_names()[:60:6])}, or {', '.join(_SEEDS)}")
     body, head = _SEEDS.get(name, (name, _new_head))
     net, sha = _body(body, weights, name)

@@ -43,7 +43,7 @@ def main():
     "Entry point of `cxr-gan`."
     app()
 
-# %% ../nbs/15_cli.ipynb #f1d71b75
+# %% ../nbs/15_cli.ipynb #9e17c013
 def films(
     source:str, # folder, .npz file, or phantom:N
     size:int=128, # side, in pixels
@@ -62,6 +62,12 @@ def films(
     s = read_images(source, size, classes=classes, on_error=on_error)
     for file, reason in s.skipped: say(f'skipped {file}: {reason}')
     return s.part(part) if part and part in s.splits else s
+
+def _extractor(name, weights, train, device, seed=0):
+    "An extractor that keeps the features of real films where decoded films are kept."
+    from cxr_gan.data import cache_folder
+    from cxr_gan.metrics import make_extractor
+    return make_extractor(name, weights, train, device, seed, cache_folder()/'features')
 
 def _apart(source, train, test, share, seed):
     "Train and test films as they are, or divided here when the source has no splits and both are all of it."
@@ -132,7 +138,14 @@ def _go_on(l, checkpoint):
     try: l.load_checkpoint(checkpoint, say); say(f'going on from step {l.steps}')
     except FileNotFoundError: say('the run was stopped before its first checkpoint; it begins again')
 
-# %% ../nbs/15_cli.ipynb #56b82fed
+# %% ../nbs/15_cli.ipynb #f0c1a4fe
+def _scores_of(train, every, extractor, weights, device, out):
+    "The callback that measures as a training goes on: one half of the training films is the reference, the other gives the floor; the test films stay unseen."
+    from cxr_gan.curves import ScoreCurves
+    from cxr_gan.data import split_set
+    reference, others = split_set(train, .5)
+    return [ScoreCurves(reference, _extractor(extractor, weights, reference, device), every, others=others, file=out/'scores.csv', folder=out/'best')]
+
 @contextmanager
 def _until_asked(l):
     "Ctrl-C, or a cluster's request to end, stops after the step that is being done, so that nothing is lost; a second one stops at once."
@@ -174,7 +187,7 @@ def _plan(out, recipe_name, data, resume, **given):
         versions=dict(cxr_gan=cxr_gan.__version__, torch=torch.__version__, fastai=fastai.__version__))
     return plan
 
-# %% ../nbs/15_cli.ipynb #7d7226e0
+# %% ../nbs/15_cli.ipynb #aff3bd6f
 @command
 def train(
     recipe:str=typer.Argument(..., help='a name from: cxr-gan recipes'),
@@ -196,11 +209,15 @@ def train(
     compile:Optional[str]=typer.Option(None, help='compile the networks in this mode of torch.compile: default, or reduce-overhead for CUDA graphs'),
     tensorboard:bool=typer.Option(False, help='log to OUT/tensorboard too'),
     every:int=typer.Option(500, help='steps between checkpoints and sample sheets'),
+    score_every:Optional[int]=typer.Option(None, help='steps between measurements of 300 films against training films, into scores.csv; the nearest weights go to best/'),
+    extractor:str=typer.Option('domain', help='for these: domain, pixels, inception, inception-64, -192 or -768, or a torchvision network such as squeezenet1_0'),
+    weights:Optional[Path]=typer.Option(None, help='weight file of the extractor'),
 ):
     "Train a recipe on films and leave a run folder."
     if epochs is None and steps is None and minutes is None: raise ValueError('found no limit: give --epochs, --steps or --minutes')
     plan = _plan(out, recipe, data, resume, size=size, width=width, bs=bs, amp=amp, T=passes, seed=seed, classes=classes, changes=changes)
     from cxr_gan.core import pick_device, save_json, whole_file
+    from cxr_gan.curves import plot_scores
     from cxr_gan.recipes import Recipe, learner
     from cxr_gan.health import Health
     from cxr_gan.processes import join, leave, local_device, one_first
@@ -213,13 +230,15 @@ def train(
         save_json({**plan, 'films': l.dls.train.dataset.counts()}, out/'run.json')
         with whole_file(out/'data_card.txt') as tmp: tmp.write_text(f'{l.dls.train.dataset.card()}\n', encoding='utf-8')
     total = epochs*(len(l.dls.train)//world) if epochs else steps
-    cbs = [Checkpoint(out/'checkpoint.safetensors', every), *([CurvesFile(out/'history.csv', every), monitor, health, Ticker(total, say=say), *_trackers(out, tensorboard)] if rank == 0 else [])]
+    scores = _scores_of(s, score_every, extractor, weights, device, out) if score_every and rank == 0 else []
+    cbs = [*scores, Checkpoint(out/'checkpoint.safetensors', every), *([CurvesFile(out/'history.csv', every), monitor, health, Ticker(total, say=say), *_trackers(out, tensorboard)] if rank == 0 else [])]
     with l.no_bar(), l.no_logging(), _until_asked(l), l.distrib_ctx() if world > 1 else nullcontext():
         if resume: _go_on(l, out/'checkpoint.safetensors')
         l.fit_for(epochs, steps, minutes, cbs)
     leave()
     if rank: return # the first process writes for all
     _write_run(out, l, monitor, l.dls.train.dataset.classes)
+    for c in scores: _draw(plot_scores(c.rows)[0].figure, out/'scores.png'); say(f"best by {c.nearest.score.metric}: step {c.nearest.step}, in {out/'best'}")
     save_json(dict(verdict=health.verdict(), findings=[f._asdict() for f in health.findings]), out/'health.json'); say(health.verdict())
     say(f'{l.steps} steps; the run is in {out}')
 
@@ -301,12 +320,12 @@ def _spread(
     import torch
     return torch.linspace(0, n-1, min(n, most)).long()
 
-# %% ../nbs/15_cli.ipynb #380fe232
+# %% ../nbs/15_cli.ipynb #00ae2d2f
 @command
 def evaluate(
     real:str=typer.Option(..., help='folder, .npz file, or phantom:N; its test split is the reference, its train split gives the floor'),
     fake:str=typer.Option(..., help='folder of generated films, or of a run'),
-    extractor:str=typer.Option('domain', help='domain, pixels, inception, or a torchvision network such as squeezenet1_0'),
+    extractor:str=typer.Option('domain', help='domain, pixels, inception, inception-64, -192 or -768, or a torchvision network such as squeezenet1_0'),
     weights:Optional[Path]=typer.Option(None, help='weight file of the extractor'),
     n:Optional[int]=typer.Option(None, help='generated films in a set; as many as the reference if left out'),
     sets:int=typer.Option(5, help='sets of fresh latents, for a run'),
@@ -317,11 +336,11 @@ def evaluate(
 ):
     "Distances between generated and real films, beside the real-real floor."
     from cxr_gan.core import save_json
-    from cxr_gan.metrics import evaluate_images, make_extractor, table
+    from cxr_gan.metrics import evaluate_images, table
     make, size, classes = _fakes(fake, device, truncation)
     test, train = films(real, size, 'test', classes), films(real, size, 'train', classes)
     train, test = _apart(real, train, test, .5, seed)
-    rows = evaluate_images(make, test, train, make_extractor(extractor, weights, train, device, seed), n, sets, seed)
+    rows = evaluate_images(make, test, train, _extractor(extractor, weights, train, device, seed), n, sets, seed)
     print(table(rows))
     if json_file: save_json(dict(real=real, fake=fake, truncation=truncation, scores=[r.to_dict() for r in rows]), json_file)
 
@@ -336,12 +355,12 @@ def _fakes(fake, device, truncation):
     side = read_images(fake, 8, cache=False, progress=False).info[0]['width']
     return read_images(fake, side, cache=False).images, side, None
 
-# %% ../nbs/15_cli.ipynb #a2da189b
+# %% ../nbs/15_cli.ipynb #c38d6324
 @command
 def report(
     run:Path=typer.Argument(..., help='folder of a run'),
     data:Optional[str]=typer.Option(None, help='folder, .npz file, or phantom:N, with a train and a test split; the films the run was trained on if left out'),
-    extractor:str=typer.Option('domain', help='domain, pixels, inception, or a torchvision network such as squeezenet1_0'),
+    extractor:str=typer.Option('domain', help='domain, pixels, inception, inception-64, -192 or -768, or a torchvision network such as squeezenet1_0'),
     weights:Optional[Path]=typer.Option(None, help='weight file of the extractor'),
     n:Optional[int]=typer.Option(None, help='generated films; as many as the test split if left out'),
     seed:int=typer.Option(0, help='of the films and of every draw'),
@@ -353,42 +372,52 @@ def report(
     from cxr_gan.core import save_json
     from cxr_gan.data import ImageSet
     from cxr_gan.judge import plot_report, report as judge, report_table
-    from cxr_gan.metrics import class_labels, make_extractor
+    from cxr_gan.metrics import class_labels
     from cxr_gan.training import sample
     r = load_run(run, device or 'cpu'); data = data or r.plan['data']; net = r.generator
     train, test = (films(data, net.size, part, r.classes, seed=r.plan['seed']) for part in ('train', 'test'))
     if train.files == test.files: raise ValueError(f'{data} has no splits, expected test films that the run has not seen: copies could not be told from films that were learned; give such films with --data')
     y = class_labels(list(test.counts().values()), n or len(test)); x, _ = sample(net, len(y), y if net.n_classes else None, seed)
-    card = judge(ImageSet(x, y, test.classes), train, test, make_extractor(extractor, weights, train, device, seed), seed=seed)
+    card = judge(ImageSet(x, y, test.classes), train, test, _extractor(extractor, weights, train, device, seed), seed=seed)
     for g in dict.fromkeys(v.group for v in card.verdicts): print(report_table(g, **{g: card}), end='\n\n')
     if figure: _draw(plot_report(card)[0].figure, figure)
     if json_file: save_json(dict(run=str(run), data=data, verdicts=[v.to_dict() for v in card.verdicts]), json_file)
 
-# %% ../nbs/15_cli.ipynb #c6cf3657
+# %% ../nbs/15_cli.ipynb #a0b10300
 @command
 def classify(
     run:Path=typer.Argument(..., help='folder of a run'),
     data:Optional[str]=typer.Option(None, help='folder, .npz file, or phantom:N; the films the run was trained on if left out'),
-    arms:List[str]=typer.Option(['real', 'half', 'generated'], '--arm', help='real, half or generated; may be repeated'),
+    arms:List[str]=typer.Option(['real', 'half', 'generated'], '--arm', help='real, half, generated, pretrained, "real twice", "ratio R", "balanced N" or "oversampled N"; may be repeated'),
     seeds:List[int]=typer.Option([0, 1, 2], '--seed', help='one training for each; may be repeated'),
     epochs:int=typer.Option(16, help='of each classifier'),
     bs:int=typer.Option(32, help='batch size'),
-    network:str=typer.Option('small', help='small, or a network of torchvision'),
+    lr:Optional[float]=typer.Option(None, help='highest learning rate; 1e-2 for small, 1e-4 for weights that are all trained, else 1e-3'),
+    network:str=typer.Option('small', help='small, inceptionNet, inceptionNetMCD, vgg16_pooled, or a network of torchvision'),
+    weights:Optional[str]=typer.Option(None, help='weight file of the torchvision network; published downloads it'),
+    frozen:bool=typer.Option(False, help='train the new head alone'),
+    side:int=typer.Option(224, help="side of the torchvision network's input"),
+    passes:int=typer.Option(0, help='test with the mean of so many Monte Carlo dropout passes; 0: once, without'),
     json_file:Optional[Path]=typer.Option(None, '--json', help='write the numbers here'),
     device:Optional[str]=typer.Option(None, help='cpu, cuda, mps; the best there is if left out'),
 ):
     "Classifiers trained on real films, on half-batches with a run's films, and on these alone."
     from functools import partial
+    from cxr_gan.audit import shortcut_baselines
+    from cxr_gan.benefit import compare_arms
     from cxr_gan.classification import results_table, run_arms
+    from cxr_gan.classifiers import make_classifier
     from cxr_gan.core import save_json
     from cxr_gan.training import sample
     r = load_run(run, device or 'cpu'); data = data or r.plan['data']
     train, test = (films(data, r.generator.size, part, r.classes, seed=r.plan['seed']) for part in ('train', 'test'))
     if train.files == test.files and data == r.plan['data']: say('the generator has seen the films that are held back here: its arms are flattered')
     train, test = _apart(data, train, test, .3, r.plan['seed'])
-    rows = run_arms(train, test, partial(sample, r.generator), arms, seeds, epochs, bs, valid=0, network=network, device=device)
-    print(results_table(rows))
-    if json_file: save_json([q.to_dict() for q in rows], json_file)
+    if lr is None: lr = 1e-2 if network == 'small' else 1e-4 if weights and not frozen else 1e-3
+    def make(k, channels): return make_classifier(network, k, channels, weights, frozen, side)
+    rows = run_arms(train, test, partial(sample, r.generator), arms, seeds, epochs, bs, lr, valid=0, network=make, T=passes, device=device)
+    both = compare_arms(rows, test, 'real' if 'real' in arms else arms[0], shortcut_baselines(train, test)); print(results_table(rows), both, sep='\n\n')
+    if json_file: save_json(dict(results=[q.to_dict() for q in rows], comparison=both.to_dict()), json_file)
 
 # %% ../nbs/15_cli.ipynb #54ac2d17
 def study_rows(

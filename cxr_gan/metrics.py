@@ -7,7 +7,7 @@ __all__ = ['frechet_distance', 'kernel_distance', 'inception_score', 'precision_
            'network_names', 'network_extractor', 'inception_extractor', 'fit_classifier', 'domain_extractor',
            'make_extractor', 'Score', 'check_comparable', 'table', 'class_labels', 'real_floor', 'evaluate_images']
 
-# %% ../nbs/07_metrics.ipynb #e65657d8
+# %% ../nbs/07_metrics.ipynb #21a87afc
 import hashlib, io, random
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +19,8 @@ import numpy as np
 import scipy.linalg
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .architectures import SmallCNN
@@ -138,7 +140,7 @@ def precision_recall(
     if not 1 <= k < min(len(real), len(fake)): raise ValueError(f'k {k}: expected 1 to {min(len(real), len(fake))-1}, less than the images in the smaller set')
     return _covered(fake, real, _radii(real, k, chunk), chunk), _covered(real, fake, _radii(fake, k, chunk), chunk)
 
-# %% ../nbs/07_metrics.ipynb #e944551f
+# %% ../nbs/07_metrics.ipynb #981f1381
 class Extractor:
     "Images to features: uint8 (n,c,h,w), c 1 or 3, to float32 (n,d) on the CPU, in batches, without gradients."
     def __init__(self,
@@ -146,12 +148,13 @@ class Extractor:
         encode, # uint8 (b,c,h,w) on `device` -> float (b,d)
         resize:str='', # how an image is brought to the network, in words
         size:Optional[int]=None, # side of the network's input
-        weights:str='', # first 8 digits of the weight file's SHA-256
+        weights:str='', # first 8 digits of the SHA-256 of the weight file, or of the weights
         head=None, # features -> class logits, if there are classes
         device=None, # where `encode` runs
         bs:int=64, # images at a time
+        cache=None, # folder in which `once` keeps features for later processes; None keeps them in memory alone
     ):
-        self.name, self.encode, self.resize, self.size, self.weights, self.head = name, encode, resize, size, weights, head
+        self.name, self.encode, self.resize, self.size, self.weights, self.head, self.cache = name, encode, resize, size, weights, head, cache
         self.device, self.bs, self.d, self.seen = pick_device(device), bs, None, {}
     def __repr__(self): return f"Extractor({self.name}, d={self.d}, resize={self.resize or 'none'})"
     @torch.no_grad()
@@ -163,13 +166,40 @@ class Extractor:
         return out
     def once(self, x:Tensor)->Tensor:
         "The same, remembered by content: a reference is looked at once, however many generators are compared with it."
-        key = hashlib.sha256(x.cpu().contiguous().numpy()).digest(), tuple(x.shape)
-        if key not in self.seen: self.seen[key] = self(x)
+        sha = hashlib.sha256(repr((self.name, self.weights, self.resize, tuple(x.shape))).encode()); sha.update(x.cpu().contiguous().numpy())
+        if (key := sha.hexdigest()) not in self.seen: self.seen[key] = self(x) if self.cache is None else _kept(Path(self.cache)/f'{key}.safetensors', self, x)
+        self.d = self.seen[key].shape[1]
         return self.seen[key].clone()
     def probs(self, features:Tensor)->Tensor:
         "Class probabilities (n,k) from features. Raises ValueError when the extractor has no classes."
         if self.head is None: raise ValueError(f'extractor {self.name} has no classes: an Inception score needs a classifier')
         with torch.no_grad(): return self.head(features.to(self.device)).float().softmax(1).cpu()
+
+# %% ../nbs/07_metrics.ipynb #b0afd0d9
+def _digest(
+    tensors:dict, # names and tensors
+)->str: # 64 hexadecimal digits
+    "SHA-256 over names, types, shapes and values."
+    sha = hashlib.sha256()
+    for k, v in tensors.items(): sha.update(repr((k, v.dtype, tuple(v.shape))).encode()); sha.update(v.cpu().contiguous().numpy())
+    return sha.hexdigest()
+
+def _kept(
+    path:Path, # named by what the features depend on
+    extractor:Extractor, # that makes them
+    x:Tensor, # uint8 (n,c,h,w)
+)->Tensor: # (n,d)
+    "Features from a file, or made and put there when the file is missing, damaged or another's."
+    about = lambda f: dict(key=path.stem, sha256=_digest(dict(features=f)))
+    try:
+        with safe_open(path, 'pt') as file:
+            if file.metadata() == about(f := file.get_tensor('features')): return f
+    except (SafetensorError, OSError): pass
+    f = extractor(x).contiguous()
+    try:
+        with whole_file(path) as tmp: save_file(dict(features=f), tmp, metadata=about(f))
+    except OSError: pass # a place that cannot be written to costs time, not the number
+    return f
 
 def pixels_extractor(
     size:int=32, # side that the images are brought to
@@ -211,7 +241,7 @@ def _fetch(
     with whole_file(path) as tmp: tmp.write_bytes(data)
     return path
 
-# %% ../nbs/07_metrics.ipynb #3545541d
+# %% ../nbs/07_metrics.ipynb #4cbaa6d9
 _MEAN, _STD = (.485, .456, .406), (.229, .224, .225)
 
 def _build(name, device=None):
@@ -262,11 +292,11 @@ def network_extractor(
     net = _fill(_build(name), state, name)
     device = pick_device(device)
     body = _pooled(net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last))
-    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
+    own = tuple(mean), tuple(std); mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in own)
     def encode(x):
         x = F.interpolate(x.float(), size=(size, size), mode='bilinear', antialias=True, align_corners=False).div(255).expand(-1, 3, -1, -1)
         return body(torch.rot90((x-mean)/std, rotate//90, (2, 3)).contiguous(memory_format=torch.channels_last))
-    how = f"{size} bilinear antialias{f', rotated {rotate}' if rotate else ''}"
+    how = f"{size} bilinear antialias{f', rotated {rotate}' if rotate else ''}{'' if own == (_MEAN, _STD) else f', mean {own[0]}, std {own[1]}'}"
     return Extractor(name, encode, how, size, sha, device=device, bs=bs)
 
 def _url(name):
@@ -310,7 +340,7 @@ def inception_extractor(
     head = (lambda f: f@net.fc.weight.T) if layer == '2048' else None
     return Extractor('inception' if layer == '2048' else f'inception-{layer}', encode, '299 bilinear as TensorFlow 1', 299, sha, head, device, bs)
 
-# %% ../nbs/07_metrics.ipynb #5d8f0fb8
+# %% ../nbs/07_metrics.ipynb #42d2758c
 @contextmanager
 def _own_seed(
     seed:int, # of everything drawn inside
@@ -361,24 +391,27 @@ def domain_extractor(
     net.requires_grad_(False)
     encode = lambda x: net.features(to_float(resize(x, size)))
     how = f'{size} bilinear antialias; SmallCNN width {width}, {epochs} epochs on {len(train)} films, seed {seed}'
-    return Extractor('domain', encode, how, size, head=net.head, device=device, bs=256)
+    return Extractor('domain', encode, how, size, _digest(net.state_dict())[:8], net.head, device, bs=256)
 
-# %% ../nbs/07_metrics.ipynb #bcec2d0f
+# %% ../nbs/07_metrics.ipynb #e7e12d2c
 def make_extractor(
-    name:str, # 'pixels', 'domain', 'inception', or a torchvision network
-    weights=None, # weight file, for the last two
+    name:str, # 'pixels', 'domain', 'inception', one of its earlier layers ('inception-64', 'inception-192', 'inception-768'), or a torchvision network
+    weights=None, # weight file, for Inception and the networks
     train:Optional[ImageSet]=None, # real training split, for 'domain'
     device=None, # where it runs
     seed:int=0, # of 'domain'
+    cache=None, # folder for features that are asked for again, see `Extractor.once`
 )->Extractor:
     "An extractor by its name. Raises ValueError for an unknown one."
-    if name == 'pixels': return pixels_extractor(device=device)
-    if name == 'inception': return inception_extractor(weights, device=device)
-    if name == 'domain':
-        if train is None: raise ValueError("extractor 'domain' is trained on the real training split: give it as train=")
-        return domain_extractor(train, seed=seed, device=device)
-    if name not in network_names(): raise ValueError(f"extractor {name!r} is not known: expected 'pixels', 'domain', 'inception' or a torchvision network such as 'squeezenet1_0' or 'resnet18'")
-    return network_extractor(name, weights, device)
+    if name == 'domain' and train is None: raise ValueError("extractor 'domain' is trained on the real training split: give it as train=")
+    kind, _, layer = name.partition('-')
+    if name == 'pixels': e = pixels_extractor(device=device)
+    elif name == 'domain': e = domain_extractor(train, seed=seed, device=device)
+    elif kind == 'inception': e = inception_extractor(weights, layer or '2048', device)
+    elif name in network_names(): e = network_extractor(name, weights, device)
+    else: raise ValueError(f"extractor {name!r} is not known: expected 'pixels', 'domain', 'inception' (or 'inception-64', -192, -768) or a torchvision network such as 'squeezenet1_0' or 'resnet18'")
+    e.cache = cache
+    return e
 
 # %% ../nbs/07_metrics.ipynb #0c134091
 @dataclass(frozen=True)
@@ -426,7 +459,7 @@ def table(
     row = lambda l: '  '.join(f'{v:<{w}}' if i in (0, 2) else f'{v:>{w}}' for i, (v, w) in enumerate(zip(l, wide))).rstrip()
     return '\n'.join(row(l) if isinstance(l, tuple) else l for l in lines)
 
-# %% ../nbs/07_metrics.ipynb #b156504b
+# %% ../nbs/07_metrics.ipynb #a9db390f
 def class_labels(
     counts, # films of each class in the reference
     n:int, # how many labels
@@ -437,6 +470,15 @@ def class_labels(
     k[np.argsort(k-share, kind='stable')[:n-k.sum()]] += 1
     return torch.arange(len(k)).repeat_interleave(torch.from_numpy(k))
 
+def _labels_like(
+    reference:ImageSet, # gives the proportions
+    n:int, # how many labels
+    seed:int, # of the drawing
+)->Tensor: # long (n,), or rows (n,k) of several findings
+    "n labels in the reference's proportions; of several findings a film, the rows of n of its films."
+    if reference.several: return reference.labels[torch.randperm(len(reference), generator=rng(seed))[torch.arange(n) % len(reference)]]
+    return class_labels(list(reference.counts().values()), n)
+
 def _floor_films(
     reference:ImageSet, # what the fakes are compared with
     train:ImageSet, # other real films
@@ -446,7 +488,10 @@ def _floor_films(
     "n films of `train` in the reference's class proportions. Raises ValueError when there are too few."
     if list(train.classes) != list(reference.classes): raise ValueError(f'found classes {list(train.classes)} in train, expected those of the reference, {list(reference.classes)}')
     if torch.equal(train.images, reference.images): raise ValueError('train and reference are the same films: the floor would be zero')
-    idx, want = [], class_labels(list(reference.counts().values()), n).bincount(minlength=reference.n_classes)
+    if reference.several:
+        if len(train) < n: raise ValueError(f'the floor needs {n} films from train, found {len(train)}: ask for fewer generated films (n=) or leave train out')
+        return train.images[torch.randperm(len(train), generator=rng(seed))[:n]]
+    idx, want = [], _labels_like(reference, n, seed).bincount(minlength=reference.n_classes)
     for c, k in enumerate(want.tolist()):
         have = (train.labels == c).nonzero()[:, 0]
         if len(have) < k:
@@ -466,7 +511,7 @@ def _values(
     if getattr(extractor, 'head', None) is not None: out['inception score'] = inception_score(extractor.probs(fake))[0], None
     return out
 
-# %% ../nbs/07_metrics.ipynb #1aeb946e
+# %% ../nbs/07_metrics.ipynb #dbd03606
 def _fake_sets(
     make, # callable or fixed images
     reference:ImageSet, # gives the class proportions
@@ -480,7 +525,7 @@ def _fake_sets(
         if not 0 < n <= len(make): raise ValueError(f'asked for {n} generated images, found {len(make)}')
         yield make if n == len(make) else make[torch.randperm(len(make), generator=rng(seed))[:n]]
     else:
-        labels = class_labels(list(reference.counts().values()), n or len(reference))
+        labels = _labels_like(reference, n or len(reference), seed)
         for i in range(latent_sets):
             x = make(len(labels), labels, seed+i)
             x = x[0] if isinstance(x, tuple) else x
@@ -496,9 +541,9 @@ def real_floor(
     seed:int=0, # of the drawing
 )->list: # of Score
     "What real films get: n of `train`, in the reference's class proportions, in place of generated ones."
-    n, size = n or len(reference), size or reference.size
+    n, size, look = n or len(reference), size or reference.size, getattr(extractor, 'once', extractor)
     films = resize(_floor_films(reference, train, n, seed), size)
-    v = _values(extractor, real := extractor(resize(reference.images, size)), extractor(films))
+    v = _values(extractor, real := look(resize(reference.images, size)), look(films))
     return [replace(s, sets=0) for s in _scores([v], None, extractor, real.shape, n, size, reference, seed)]
 
 def _scores(
