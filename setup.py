@@ -8,7 +8,7 @@ config = ConfigParser(delimiters=['='])
 config.read(here/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
 extras = {k.removesuffix('_requirements'): v.split() for k, v in cfg.items() if k.endswith('_requirements')}
-for k in ('dicom', 'hub', 'distributed'): extras['dev'] += extras[k] # the tests read DICOM, fetch a model and start processes too
+for k in ('dicom', 'hub', 'distributed', 'tsne'): extras['dev'] += extras[k] # the tests read DICOM, fetch a model, start processes and draw maps too
 pythons = range(int(cfg['min_python'].split('.')[1]), 14) # tried by .github/workflows/test.yml
 
 setup(
