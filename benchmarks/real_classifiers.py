@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from cxr_gan.audit import shortcut_baselines, shortcut_line
-from cxr_gan.classification import make_classifier, run_arms
+from cxr_gan.classification import run_arms
+from cxr_gan.classifiers import make_classifier
 from cxr_gan.cli import films, load_run
 from cxr_gan.core import save_json
 from cxr_gan.data import ImageSet
@@ -27,7 +28,7 @@ class Remember(nn.Module):
     def __init__(self, body): super().__init__(); self.body = body
     @torch.no_grad()
     def forward(self, x):
-        keys = [row.cpu().numpy().tobytes() for row in x]; keys = [hashlib.sha256(k).digest() for k in keys]
+        keys = [hashlib.sha256(row.cpu().numpy().tobytes()).digest() for row in x]
         if new := [i for i, k in enumerate(keys) if k not in self.seen]: self.seen.update(zip([keys[i] for i in new], self.body(x[new]).clone()))
         return torch.stack([self.seen[k] for k in keys])
 
@@ -62,7 +63,7 @@ def main():
             if any((q['arm'], q['seed']) == (arm, seed) for q in kept['rows']): continue
             start = time.monotonic()
             q, = run_arms(train, test, made, arm, (seed,), a.epochs, a.bs, a.lr, valid=0, network=partial(network, name=a.network, weights=a.weights, frozen=a.frozen, side=a.side, keras=a.keras), device=a.device)
-            kept['rows'].append({**{k: v for k, v in q.to_dict().items() if k not in ('classes', 'network', 'size', 'bs')}, 'answers': ''.join(map(str, q.answers)), 'seconds': round(time.monotonic()-start)})
+            kept['rows'].append({**{k: v for k, v in q.to_dict().items() if k not in ('classes', 'network', 'size', 'bs', 'curve')}, 'answers': ''.join(map(str, q.answers)), 'seconds': round(time.monotonic()-start)})
             save_json(kept, out); print(f'{a.name} {arm} seed {seed}: accuracy {q.accuracy:.4f}, {time.monotonic()-start:.0f} s', flush=True)
 
 if __name__ == '__main__': main()
