@@ -7,7 +7,7 @@ __all__ = ['ArmReport', 'report_arm', 'ArmDifference', 'arm_difference', 'Compar
            'classification_accuracy_score', 'ratio_sweep', 'plot_ratio_sweep', 'real_subset', 'size_sweep',
            'epochs_to_target', 'size_table', 'plot_size_sweep']
 
-# %% ../nbs/08c_benefit.ipynb #a9867793
+# %% ../nbs/08c_benefit.ipynb #23aab304
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Optional
 
@@ -18,7 +18,7 @@ import torch
 from .audit import shortcut_line
 from .calibration import ErrorRates, error_rates, mcnemar, paired_difference, paired_over_seeds
 from .classification import _with_labels, find_arm, mean_std, run_arms, scores
-from .core import rng
+from .core import aligned, rng
 from .data import ImageSet, split_set
 from .judge import Interval, wilson
 
@@ -79,19 +79,14 @@ def arm_difference(
     return ArmDifference(paired_over_seeds(*(v.mean(1) for v in right)) if len(a) > 1 else None, paired_difference(*(v.mean(0) for v in right), groups),
         None if h is None else change(0), None if h is None else change(1), tuple(mcnemar(*p) for p in zip(*right)))
 
-# %% ../nbs/08c_benefit.ipynb #bdf70e62
-def _columns(rows):
-    "Lines with columns of one width."
-    wide = [max(map(len, c)) for c in zip(*rows)]
-    return ['  '.join(f'{v:<{w}}' for v, w in zip(r, wide)).rstrip() for r in rows]
-
+# %% ../nbs/08c_benefit.ipynb #af30250a
 def _plain(v):
     "Named tuples as dictionaries, NaN as None: what JSON can hold."
     if hasattr(v, '_asdict'): v = v._asdict()
     if isinstance(v, dict): return {k: _plain(x) for k, x in v.items()}
     return [_plain(x) for x in v] if isinstance(v, (tuple, list)) else None if v != v else v
 
-# %% ../nbs/08c_benefit.ipynb #e8d64ec0
+# %% ../nbs/08c_benefit.ipynb #0fc9b1af
 @dataclass(frozen=True)
 class Comparison:
     "Arms on the same test films; `str` of it is the table, `to_dict` goes into JSON."
@@ -106,7 +101,7 @@ class Comparison:
         first = [['', 'accuracy', 'median training', 'AUROC', 'steps']]+[[a, ms(r.accuracy), str(r.films), ms(r.auroc), f'{r.updates:.0f}'] for a, r in self.arms.items()]
         second = [[f'less {self.baseline}', 'over seeds', 'over films', 'type I', 'type II', 'McNemar p', '']]+[[a, ci(v.seeds), ci(v.films), ci(v.type1), ci(v.type2), ' '.join(f'{m.p:.2g}' for m in v.mcnemar), v.verdict] for a, v in d.items()]
         third = [['errors, median training', 'against', 'type I', 'type II']]+[[a, k, str(e.type1), str(e.type2)] for a, r in self.arms.items() for k, e in ([('any disease', r.healthy)] if r.healthy else [])+list(r.classes.items())]
-        return '\n'.join([self.title, *_columns(first), *(_columns(second) if d else []), *_columns(third), self.shortcuts])
+        return '\n'.join([self.title, *aligned(first), *(aligned(second) if d else []), *aligned(third), self.shortcuts])
 
 # %% ../nbs/08c_benefit.ipynb #92dbba69
 def compare_arms(
@@ -237,7 +232,7 @@ def epochs_to_target(
     "The first epoch after which the validation accuracy is at least `target`."
     return next((i+1 for i, v in enumerate(result.curve) if v >= target), float('inf'))
 
-# %% ../nbs/08c_benefit.ipynb #d733a6ec
+# %% ../nbs/08c_benefit.ipynb #6bac5c1a
 def size_table(
     sweep:dict, # of `size_sweep`
     target:float=.8, # validation accuracy that counts as learnt
@@ -250,7 +245,7 @@ def size_table(
         for i, (a, rs) in enumerate(arms.items()):
             acc = [r.accuracy for r in rs]; m, sd = mean_std(acc); when = float(np.median([epochs_to_target(r, target)*r.steps for r in rs]))
             rows.append([str(n), a, f'{m:.3f} ± {sd:.3f}', str(paired_over_seeds(base, acc)) if i and len(acc) > 1 else '', 'never' if np.isinf(when) else f'{when:.0f}', f'{np.mean([r.updates for r in rs]):.0f}'])
-    return '\n'.join(_columns(rows))
+    return '\n'.join(aligned(rows))
 
 # %% ../nbs/08c_benefit.ipynb #707a31b6
 def plot_size_sweep(

@@ -6,7 +6,7 @@
 __all__ = ['ARMS', 'MixedLoader', 'mixed_loaders', 'Result', 'scores', 'mean_std', 'Summary', 'summarise', 'results_table',
            'plot_confusion', 'plot_arms', 'Arm', 'find_arm', 'fill_up', 'BestEpoch', 'predict', 'run_arms']
 
-# %% ../nbs/08_classification.ipynb #26554bc8
+# %% ../nbs/08_classification.ipynb #5c935ce5
 import copy
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .classifiers import make_classifier
-from .core import pick_device, resize, rng, to_float
+from .core import aligned, pick_device, resize, rng, to_float
 from .data import ImageSet, ResidentLoader, split_set
 from .judge import _auroc
 from .metrics import _own_seed, fit_classifier
@@ -202,7 +202,7 @@ def mean_std(
     if not len(v): raise ValueError('found no runs, expected at least one')
     return v.mean(0).tolist(), v.std(0).tolist()
 
-# %% ../nbs/08_classification.ipynb #895920ec
+# %% ../nbs/08_classification.ipynb #78dd9786
 @dataclass(frozen=True)
 class Summary:
     "One arm over its seeds: means and population standard deviations."
@@ -237,13 +237,12 @@ def results_table(
     for f in ('recall', 'precision'): cells += [[f'{f} {c}', *(num(getattr(s, f)[i]) for s in rows)] for i, c in enumerate(r.classes)]
     steps = [[q.updates for q in results if q.arm == s.arm] for s in rows]
     if len(set(sum(steps, []))) > 1: cells += [['steps in all', *(f'{np.mean(v):.0f}' for v in steps)]]
-    wide = [max(map(len, col)) for col in zip(*cells)]
     seeds = ' and '.join(sorted({f"{len(s.seeds)} seed{'s' if len(s.seeds) > 1 else ' (one seed is not a result)'}" for s in rows}))
     head = [r.network, f'{r.size} px' if r.size else '', f'tested on {r.n} real films', seeds]
     head += [f"trained on batches of {r.bs}, {' or '.join(map(str, sorted({q.steps for q in results})))} an epoch, {r.n_train} real films"] if r.steps else []
     never = {c: sum(c in q.never_predicted for q in results) for c in r.classes}
     notes = [f'{c} was never predicted in {k} of {len(results)} runs: precision 0 there' for c, k in never.items() if k]
-    return '\n'.join([', '.join(filter(None, head)), *('  '.join(f'{v:<{w}}' for v, w in zip(row, wide)).rstrip() for row in cells), *notes])
+    return '\n'.join([', '.join(filter(None, head)), *aligned(cells), *notes])
 
 # %% ../nbs/08_classification.ipynb #d4d3d616
 def plot_confusion(

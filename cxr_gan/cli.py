@@ -443,21 +443,20 @@ def _over_seeds(rows):
     head = {**{k: rows[0][k] for k in ('recipe', 'size', 'steps')}, 'run': f'mean of {len(rows)}', 'seeds': sorted(s for r in rows for s in r['seeds']), 'verdict': ''}
     return {**head, **{k: statistics.mean(v) for k, v in values.items()}, **{f'{k} ±': statistics.stdev(v) for k, v in values.items()}}
 
-# %% ../nbs/15_cli.ipynb #fd418ac3
+# %% ../nbs/15_cli.ipynb #6140cc54
 @command
 def study(
     runs:List[Path]=typer.Argument(..., help='folders of finished runs'),
     json_file:Optional[Path]=typer.Option(None, '--json', help='write the rows here'),
 ):
     "Runs side by side, and means over seeds."
-    from cxr_gan.core import save_json
+    from cxr_gan.core import aligned, save_json
     rows = study_rows(runs)
     plain = ('run', 'recipe', 'size', 'steps', 'seeds', 'verdict')
     numbers = list(dict.fromkeys(k for r in rows for k in r if k not in plain and not k.endswith(' ±')))
     def cell(r, k): return '' if k not in r else f'{r[k]:.4g}'+(f" ± {r[f'{k} ±']:.2g}" if f'{k} ±' in r else '')
     lines = [[*plain[:5], *numbers], *([*(' '.join(map(str, r[k])) if k == 'seeds' else str(r[k]) for k in plain[:5]), *(cell(r, k) for k in numbers)] for r in rows)]
-    wide = [max(map(len, column)) for column in zip(*lines)]
-    for line in lines: print('  '.join(f'{v:<{w}}' for v, w in zip(line, wide)).rstrip())
+    print('\n'.join(aligned(lines)))
     for r in rows:
         if r['verdict']: print(f"{r['run']}: {r['verdict']}")
     if json_file: save_json(rows, json_file)

@@ -8,7 +8,7 @@ __all__ = ['density_coverage', 'FIDInfinity', 'fid_infinity', 'plot_fid_infinity
            'Membership', 'membership_inference', 'similarity', 'CID', 'cid_index', 'likeness_score', 'Verdict',
            'Report', 'report', 'report_table', 'plot_report']
 
-# %% ../nbs/07a_judge.ipynb #17f9a9a6
+# %% ../nbs/07a_judge.ipynb #5276a410
 from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
@@ -18,7 +18,7 @@ import torch
 from scipy.stats import binomtest, ks_2samp, norm, rankdata
 from torch import Tensor
 
-from .core import resize
+from .core import aligned, resize
 from .data import ImageSet
 from .metrics import Score, _pair, check_comparable, frechet_distance, kernel_distance, precision_recall
 
@@ -408,7 +408,7 @@ def _film_verdicts(generated, train, test, at, split, real_size, seed):
     got, base = cid_index(test.images, generated.images), None if at is None else cid_index(test.images, train.images[at])
     return [Verdict(m if m != 'index' else 'CID index', v, None, base and base[i], None, *setting) for i, (m, v) in enumerate(zip(got._fields, got))]
 
-# %% ../nbs/07a_judge.ipynb #247bc905
+# %% ../nbs/07a_judge.ipynb #e89500fc
 def report_table(
     group:str='all', # or a class
     **reports, # name -> Report; one, or several generators to compare
@@ -420,8 +420,8 @@ def report_table(
     if lacks := [name for name, c in columns.items() if not c]: raise ValueError(f"no films of {group!r} were judged in {', '.join(lacks)}, expected one of {list(dict.fromkeys(v.group for r in reports.values() for v in r.verdicts))}")
     first = next(iter(columns.values())); lines = [('', *columns, 'real floor')]
     for m in first: check_comparable(*(c[m] for c in columns.values())); lines.append((m, *(cell(c[m]) for c in columns.values()), num(first[m].floor)))
-    wide = [max(len(l[i]) for l in lines) for i in range(len(lines[0]))]; v = next(iter(first.values()))
-    return '\n'.join([*('  '.join(f'{c:<{w}}' for c, w in zip(l, wide)).rstrip() for l in lines),
+    v = next(iter(first.values()))
+    return '\n'.join([*aligned(lines),
         f"{v.extractor}, {v.d}-d{v.weights and f', weights {v.weights}'}; input {v.resize}; {v.n_real} real ({v.reference}, {v.real_size} px) against {v.n_fake} generated, at {v.size} px, seed {v.seed}"])
 
 # %% ../nbs/07a_judge.ipynb #f5af5c92
