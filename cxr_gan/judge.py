@@ -8,7 +8,7 @@ __all__ = ['density_coverage', 'FIDInfinity', 'fid_infinity', 'plot_fid_infinity
            'Membership', 'membership_inference', 'similarity', 'CID', 'cid_index', 'likeness_score', 'Verdict',
            'Report', 'report', 'report_table', 'plot_report']
 
-# %% ../nbs/07a_judge.ipynb #5276a410
+# %% ../nbs/07a_judge.ipynb #159926d6
 from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .core import aligned, resize
 from .data import ImageSet
-from .metrics import Score, _pair, check_comparable, frechet_distance, kernel_distance, precision_recall
+from .metrics import Score, _manifolds, _pair, check_comparable, frechet_distance, kernel_distance
 
 # %% ../nbs/07a_judge.ipynb #65199ca6
 _EQUAL = 1e-9 # distances whose ratio differs from one by less are equal
@@ -329,16 +329,17 @@ class Report(NamedTuple):
     memorised: Memorisation # of all generated films, for `health.show_copies`
     membership: Membership # and its control
 
-# %% ../nbs/07a_judge.ipynb #1e36e9f9
+# %% ../nbs/07a_judge.ipynb #09a3d07b
 def _resemblance(real, fake, k, seed, tag, n):
-    "Name -> (value, low, high, spread over subsets) of all that compares two sets; n half samples."
-    g, m, mean = np.random.default_rng(seed), min(len(real), len(fake)), lambda x: (*bootstrap(np.mean, x, n=10*n, seed=seed), None)
-    held, covered = _balls(real, fake, k); kid, plain = kernel_distance(real, fake), lambda v: (v, None, None, None)
-    votes = _votes(*(x[np.sort(g.permutation(len(x))[:m])] for x in (real, fake))); p, r = precision_recall(real, fake)
-    curve, fd = fid_infinity(real, fake, seed=seed), 'FD' if tag else 'FID'
-    out = {fd+tag: (*half_samples(frechet_distance, real, fake, n=n, seed=seed), None), f'{fd}∞{tag}': plain(curve.value), f'KID{tag}': (kid[0], None, None, kid[1]),
-        'precision': plain(p), 'recall': plain(r), 'density': mean(held), 'coverage': mean(covered),
-        '1-NN accuracy': mean(np.concatenate(votes)), '1-NN on real': mean(votes[0]), '1-NN on generated': mean(votes[1]), 'likeness score': plain(likeness_score(real, fake))}
+    "Name -> (value, low, high, spread over subsets) of all that compares two sets; n half samples, 0 for values alone."
+    def mean(x): return (*bootstrap(np.mean, x, n=10*n, seed=seed), None) if n else (float(np.mean(x)), None, None, None)
+    def half(f, n=n): return (*half_samples(f, real, fake, n=n, seed=seed), None) if n else (f(real, fake), None, None, None)
+    g, m, curve, kid, fd = np.random.default_rng(seed), min(len(real), len(fake)), fid_infinity(real, fake, seed=seed), kernel_distance(real, fake), 'FD' if tag else 'FID'
+    (held, covered), (p, r) = _balls(real, fake, k), (x.numpy() for x in _manifolds(real, fake))
+    votes = _votes(*(x[np.sort(g.permutation(len(x))[:m])] for x in (real, fake)))
+    out = {fd+tag: half(frechet_distance), f'{fd}∞{tag}': half(lambda a, b: fid_infinity(a, b, seed=seed).value, n//2), f'KID{tag}': (*half(lambda a, b: kernel_distance(a, b)[0])[:3], kid[1]),
+        'precision': mean(p), 'recall': mean(r), 'density': mean(held), 'coverage': mean(covered),
+        '1-NN accuracy': mean(np.concatenate(votes)), '1-NN on real': mean(votes[0]), '1-NN on generated': mean(votes[1]), 'likeness score': half(likeness_score)}
     return out, curve
 
 def _copying(train, test, fake, seed):
@@ -376,7 +377,7 @@ def _checked(generated, train, test):
     if min(map(len, (generated, train, test))) < 16: raise ValueError(f'found {len(generated)} generated, {len(train)} training and {len(test)} test films, expected at least 16 of each')
     return generated, train.resized(generated.size), test.resized(generated.size)
 
-# %% ../nbs/07a_judge.ipynb #fc71f765
+# %% ../nbs/07a_judge.ipynb #6645e9d0
 def report(
     generated:ImageSet, # films of one generator, with the labels they were asked for
     train:ImageSet, # real films that it was trained on
@@ -394,19 +395,20 @@ def report(
     for group, (g, t, e) in _groups(sets, least).items():
         fake, seen, real = (f[p.numpy()] for f, p in zip(feats, (g, t, e)))
         values, curve = _resemblance(real, fake, k, seed, tag, 20); copied, *found = _copying(seen, real, fake, seed); base = {}
-        if at is not None: base, floor_curve = _resemblance(real, feats[1][at[t[at]].numpy()], k, seed, tag, 2)
+        if at is not None: base, floor_curve = _resemblance(real, feats[1][at[t[at]].numpy()], k, seed, tag, 0)
         if group == 'all': kept, curves = found, {'generated': curve} | ({'real floor': floor_curve} if base else {})
         rows = {m: (*v, base[m][0] if base else None) for m, v in values.items()} | {m: (*v[:3], None, v[3]) for m, v in copied.items()}
         where = split if group == 'all' else f'{split}, {group}'
         verdicts += [Verdict(m, v, None, floor, sub, *how, len(real), len(fake), generated.size, real_size, where, 1, seed, lo, hi, group) for m, (v, lo, hi, sub, floor) in rows.items()]
     return Report(verdicts+_film_verdicts(generated, train, test, at, split, real_size, seed), curves, *kept)
 
-# %% ../nbs/07a_judge.ipynb #40a1254b
+# %% ../nbs/07a_judge.ipynb #c24b8df5
 def _film_verdicts(generated, train, test, at, split, real_size, seed):
     "Guan and Loew's index, which needs films."
     side = min(64, generated.size); setting = 'SSIM', side**2*test.channels, '', f'{side} bilinear antialias', len(test), len(generated), generated.size, real_size, split, 1, seed
     got, base = cid_index(test.images, generated.images), None if at is None else cid_index(test.images, train.images[at])
-    return [Verdict(m if m != 'index' else 'CID index', v, None, base and base[i], None, *setting) for i, (m, v) in enumerate(zip(got._fields, got))]
+    share = wilson(round(got.creativity*len(generated)), len(generated))[1:]
+    return [Verdict(m if m != 'index' else 'CID index', v, None, base and base[i], None, *setting, *(share if m == 'creativity' else (None, None))) for i, (m, v) in enumerate(zip(got._fields, got))]
 
 # %% ../nbs/07a_judge.ipynb #e89500fc
 def report_table(

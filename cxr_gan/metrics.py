@@ -122,12 +122,18 @@ def inception_score(
     scores = torch.stack([kl(p[i*n//splits:(i+1)*n//splits]).exp() for i in range(splits)])
     return float(scores.mean()), float(scores.std(correction=0))
 
-# %% ../nbs/07_metrics.ipynb #d2ad55bd
+# %% ../nbs/07_metrics.ipynb #5496f2be
 def _radii(x, k, chunk): return torch.cat([torch.cdist(p, x).kthvalue(k+1, 1).values for p in x.split(chunk)])
 
 def _covered(points, centres, radii, chunk):
-    "Share of the points that lie in a ball."
-    return float(torch.cat([(torch.cdist(p, centres) <= radii).any(1) for p in points.split(chunk)]).double().mean())
+    "Which of the points lie in a ball."
+    return torch.cat([(torch.cdist(p, centres) <= radii).any(1) for p in points.split(chunk)])
+
+def _manifolds(real, fake, k=3, chunk=1024):
+    "Which fakes lie among the real (m,), and which real among the fakes (n,), bool."
+    real, fake = map(torch.from_numpy, _pair(real, fake))
+    if not 1 <= k < min(len(real), len(fake)): raise ValueError(f'k {k}: expected 1 to {min(len(real), len(fake))-1}, less than the images in the smaller set')
+    return _covered(fake, real, _radii(real, k, chunk), chunk), _covered(real, fake, _radii(fake, k, chunk), chunk)
 
 def precision_recall(
     real:Tensor, # (n,d) features
@@ -136,9 +142,7 @@ def precision_recall(
     chunk:int=1024, # rows of the distance matrix at a time
 )->tuple: # precision, recall
     "Share of fakes among the real, and of the real among the fakes (Kynkäänniemi et al. 2019). Raises ValueError unless k < n and k < m."
-    real, fake = map(torch.from_numpy, _pair(real, fake))
-    if not 1 <= k < min(len(real), len(fake)): raise ValueError(f'k {k}: expected 1 to {min(len(real), len(fake))-1}, less than the images in the smaller set')
-    return _covered(fake, real, _radii(real, k, chunk), chunk), _covered(real, fake, _radii(fake, k, chunk), chunk)
+    return tuple(float(inside.double().mean()) for inside in _manifolds(real, fake, k, chunk))
 
 # %% ../nbs/07_metrics.ipynb #981f1381
 class Extractor:
