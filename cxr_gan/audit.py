@@ -168,11 +168,11 @@ class Association(NamedTuple):
     values:int # different ones
     example:str # the most frequent value of each class
 
-# %% ../nbs/08b_audit.ipynb #0be2460d
+# %% ../nbs/08b_audit.ipynb #673fcd05
 def film_columns(
     s:ImageSet, # with `info`
 )->dict: # column -> one value per film; columns that do not vary are left out
-    "What is known of the files: size, mode, format, bits per pixel, metadata. Numbers with more than ten values become quarters of their range."
+    "What is known of the files: size, mode, format, JPEG quality, bits per pixel, metadata. Numbers with more than ten values become quarters of their range."
     keys = [k for k in dict.fromkeys(k for d in s.info for k in d) if k not in ('width', 'height', 'bytes')]
     cols = {'size': [f"{d['width']}x{d['height']}" if 'width' in d else '' for d in s.info], **{k: [d.get(k, '') for d in s.info] for k in keys}}
     cols['bits per pixel'] = [8*d['bytes']/max(1, d['width']*d['height']) if {'bytes', 'width', 'height'} <= d.keys() else '' for d in s.info]

@@ -28,7 +28,7 @@ from urllib.request import Request, urlopen
 from .core import pick_device, resize, rng, save_json, to_bytes, to_float, whole_file
 from .phantom import CLASSES, make_phantoms
 
-# %% ../nbs/02_data.ipynb #f8753630
+# %% ../nbs/02_data.ipynb #bd733348
 @dataclass(eq=False, repr=False)
 class _Films:
     "The columns of an `ImageSet`, and the check that they fit together."
@@ -38,7 +38,7 @@ class _Films:
     groups:list=None # what must stay on one side of a split, e.g. the patient; the file itself when unknown
     files:list=None # path of each film below `root`
     splits:list=None # 'train', 'val', 'test' or '' where the source gives none
-    info:list=None # a dict per film: width, height, mode, bytes, format of the file, and columns of a metadata table
+    info:list=None # a dict per film: width, height, mode, bytes, format and, of a JPEG, quality of the file, and columns of a metadata table
     skipped:list=field(default_factory=list) # (file, reason) of what could not be read
     root:str='' # where the films came from
     disk:str='' # of a set larger than memory: the folder where its films lie, and where parts of it are put; '' for films in memory
@@ -352,7 +352,12 @@ def _fit(im, size, fit):
     sheet[top:top+h, left:left+w] = np.asarray(im.resize((w, h), Image.BILINEAR, reducing_gap=3.), dtype=np.float32)
     return sheet
 
-# %% ../nbs/02_data.ipynb #24aec0bf
+# %% ../nbs/02_data.ipynb #69b6f357
+def _jpeg_quality(table):
+    "The quality, 1 to 100, that IJG's encoder would have been asked for, from a quantisation table of luminance; 3688 is the sum of the standard's (ITU-T T.81, table K.1)."
+    s = 100*sum(table)/3688
+    return max(1, min(100, round((200-s)/2 if s <= 100 else 5000/s)))
+
 def _open(path, size, channels):
     "One picture file -> (plain picture, what the file was)."
     Image.init()
@@ -360,6 +365,7 @@ def _open(path, size, channels):
         w, h = im.size
         if w*h > (Image.MAX_IMAGE_PIXELS or 2**31): raise ValueError(f'{w}x{h} pixels, more than any film has (decompression bomb?)')
         info = dict(width=w, height=h, mode=im.mode, format=im.format)
+        if getattr(im, 'quantization', None): info['quality'] = _jpeg_quality(im.quantization[min(im.quantization)])
         if im.format == 'JPEG' and im.mode in ('L', 'RGB'): im.draft('L' if channels == 1 else im.mode, (2*size, 2*size))
         turned = ImageOps.exif_transpose(im)
         if im.getexif().get(274, 1) >= 5: info.update(width=h, height=w)
@@ -404,8 +410,8 @@ def _open_dicom(path):
     if ds.PhotometricInterpretation == 'MONOCHROME1': im = Image.fromarray(255-np.asarray(im))
     return im, info
 
-# %% ../nbs/02_data.ipynb #76887ba7
-_READER = 1 # raise it whenever decoding changes: it is part of the key
+# %% ../nbs/02_data.ipynb #4e48012d
+_READER = 2 # raise it whenever decoding changes: it is part of the key
 
 def cache_folder(
     cache=True, # True for the user's own folder, or a folder
