@@ -51,8 +51,7 @@ def main():
     a = p.parse_args()
     train, test = (films(a.data, a.size, part) for part in ('train', 'test'))
     r = load_run(a.run, a.device) if a.run else None
-    made = None
-    if r: made = ImageSet(*sample(r.generator, a.pool, torch.arange(a.pool) % len(r.classes), seed=0), r.classes)
+    made = r and ImageSet(*sample(r.generator, a.pool, torch.arange(a.pool) % len(r.classes), seed=0), r.classes)
     setting = dict(network=a.network, body='from scratch' if not a.weights else 'frozen' if a.frozen else 'fine-tuned', side=a.side if a.network != 'small' else a.size, epochs=a.epochs, lr=a.lr, bs=a.bs, size=a.size, device=a.device)
     out = NBS/'results'/f'classifiers_{a.name}_{a.size}.json'
     kept = json.loads(out.read_text(encoding='utf-8')) if out.is_file() else dict(setting=setting, classes=list(test.classes), labels=''.join(map(str, test.labels.tolist())), shortcuts=shortcut_line(shortcut_baselines(train, test)), rows=[])

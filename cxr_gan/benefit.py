@@ -7,7 +7,7 @@ __all__ = ['ArmReport', 'report_arm', 'ArmDifference', 'arm_difference', 'Compar
            'classification_accuracy_score', 'ratio_sweep', 'plot_ratio_sweep', 'real_subset', 'size_sweep',
            'epochs_to_target', 'size_table', 'plot_size_sweep']
 
-# %% ../nbs/08c_benefit.ipynb #23aab304
+# %% ../nbs/08c_benefit.ipynb #094c8cfd
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Optional
 
@@ -17,7 +17,7 @@ import torch
 
 from .audit import shortcut_line
 from .calibration import ErrorRates, error_rates, mcnemar, paired_difference, paired_over_seeds
-from .classification import _with_labels, find_arm, mean_std, run_arms, scores
+from .classification import _by_arm, _with_labels, find_arm, mean_std, run_arms, scores
 from .core import aligned, rng
 from .data import ImageSet, split_set
 from .judge import Interval, wilson
@@ -103,7 +103,7 @@ class Comparison:
         third = [['errors, median training', 'against', 'type I', 'type II']]+[[a, k, str(e.type1), str(e.type2)] for a, r in self.arms.items() for k, e in ([('any disease', r.healthy)] if r.healthy else [])+list(r.classes.items())]
         return '\n'.join([self.title, *aligned(first), *(aligned(second) if d else []), *aligned(third), self.shortcuts])
 
-# %% ../nbs/08c_benefit.ipynb #92dbba69
+# %% ../nbs/08c_benefit.ipynb #ff3685c2
 def compare_arms(
     results, # of `run_arms`, all arms and seeds
     test, # the ImageSet they were tested on, or (n,) its labels
@@ -112,11 +112,8 @@ def compare_arms(
     healthy:str='normal', # class without disease
 )->Comparison:
     "Every arm with its intervals, held against one of them. Raises ValueError for results that were not got on these films or under different conditions, or without the baseline."
-    results = list(results); labels, groups = (test.labels, test.groups) if isinstance(test, ImageSet) else (torch.as_tensor(test), None)
-    arms = {a: [r for r in results if r.arm == a] for a in dict.fromkeys(r.arm for r in results)}
+    arms = _by_arm(results := list(results)); labels, groups = (test.labels, test.groups) if isinstance(test, ImageSet) else (torch.as_tensor(test), None)
     if baseline not in arms: raise ValueError(f'found arms {list(arms)}, expected {baseline!r} among them: give baseline=')
-    for f in ('classes', 'network', 'size', 'bs', 'n_train'):
-        if len(found := {getattr(r, f) for r in results}) > 1: raise ValueError(f'these results cannot be compared: {f} is {" and ".join(sorted(map(str, found)))}')
     for r in results:
         if len(r.answers) != len(labels) or scores(labels, r.answers, r.classes).confusion != r.confusion: raise ValueError(f'the answers of {r.arm}, seed {r.seed}, do not belong to these test films: expected answers to these {len(labels)} films in their order')
     q = results[0]; title = ', '.join(filter(None, [q.network, f'{q.size} px' if q.size else '', f'{q.n_train} real films to train on' if q.n_train else '', f'{q.n} test films', f"{len(arms[baseline])} seed{'s'*(len(arms[baseline]) > 1)}; intervals of 95 %"]))
@@ -232,7 +229,7 @@ def epochs_to_target(
     "The first epoch after which the validation accuracy is at least `target`."
     return next((i+1 for i, v in enumerate(result.curve) if v >= target), float('inf'))
 
-# %% ../nbs/08c_benefit.ipynb #6bac5c1a
+# %% ../nbs/08c_benefit.ipynb #305acbfe
 def size_table(
     sweep:dict, # of `size_sweep`
     target:float=.8, # validation accuracy that counts as learnt
@@ -240,7 +237,7 @@ def size_table(
     "A line for each number of real films and arm: accuracy, paired difference to the first arm, steps until the target was reached, median of the seeds."
     rows = [['real films', 'arm', 'accuracy', 'less first arm, over seeds', f'steps to {target:g}', 'of']]
     for n, results in sweep.items():
-        arms = {a: sorted((r for r in results if r.arm == a), key=lambda r: r.seed) for a in dict.fromkeys(r.arm for r in results)}
+        arms = {a: sorted(rs, key=lambda r: r.seed) for a, rs in _by_arm(results).items()}
         base = [r.accuracy for r in next(iter(arms.values()))]
         for i, (a, rs) in enumerate(arms.items()):
             acc = [r.accuracy for r in rs]; m, sd = mean_std(acc); when = float(np.median([epochs_to_target(r, target)*r.steps for r in rs]))

@@ -10,7 +10,7 @@ __all__ = ['dropout_layers', 'only_dropout', 'mc_predict', 'predict_once', 'Kwon
            'assess', 'assessment_table', 'McNemar', 'mcnemar', 'paired_difference', 'ErrorRates', 'error_rates',
            'over_seeds', 'paired_over_seeds']
 
-# %% ../nbs/08a_calibration.ipynb #773dc746
+# %% ../nbs/08a_calibration.ipynb #c83ea194
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from .architectures import MCDropout
 from .classification import _pass, _still, predict
 from .data import ImageSet
-from .judge import Interval, wilson
+from .judge import Interval, _auroc, wilson
 from .metrics import _own_seed
 from .uncertainty import mc_dropout
 
@@ -295,7 +295,7 @@ def risk_coverage(
     n = torch.arange(1, len(u)+1)
     return RiskCoverage(n/len(u), tied[u.argsort()].cumsum(0)/n, w.sort().values.cumsum(0)/n)
 
-# %% ../nbs/08a_calibration.ipynb #f3ee7a2c
+# %% ../nbs/08a_calibration.ipynb #5e49ad4c
 def error_auroc(
     uncertainty:Tensor, # (n,), high where in doubt
     wrong:Tensor, # (n,) 0 or 1, both present
@@ -303,7 +303,7 @@ def error_auroc(
     "Chance that a wrong film is more doubted than a right one, ties half (Hendrycks & Gimpel 2017). Raises ValueError when all or none are wrong."
     u, w = _doubts(uncertainty, wrong)
     if w.min() == w.max(): raise ValueError(f"found {'only' if w.max() else 'no'} wrong films among {len(w)}, expected some right and some wrong")
-    return float(stats.mannwhitneyu(u[w == 1], u[w == 0]).statistic/(w.sum()*(1-w).sum()))
+    return _auroc(u[w == 1].numpy(), u[w == 0].numpy())
 
 # %% ../nbs/08a_calibration.ipynb #90cd2f99
 def plot_risk_coverage(

@@ -202,7 +202,7 @@ def mean_std(
     if not len(v): raise ValueError('found no runs, expected at least one')
     return v.mean(0).tolist(), v.std(0).tolist()
 
-# %% ../nbs/08_classification.ipynb #78dd9786
+# %% ../nbs/08_classification.ipynb #645e414a
 @dataclass(frozen=True)
 class Summary:
     "One arm over its seeds: means and population standard deviations."
@@ -215,15 +215,18 @@ class Summary:
     precision:tuple # (mean, std) of each class
     def to_dict(self)->dict: return asdict(self)
 
+def _by_arm(results):
+    "Name of the arm -> its results, in the order of appearance. Raises ValueError for no results, or results that were not got under equal conditions."
+    if not results: raise ValueError('found no results, expected at least one')
+    for f in ('n', 'classes', 'network', 'size', 'bs', 'n_train'):
+        if len(found := {getattr(r, f) for r in results}) > 1: raise ValueError(f'these results cannot be compared: {f} is {" and ".join(sorted(map(str, found)))}')
+    return {a: [r for r in results if r.arm == a] for a in dict.fromkeys(r.arm for r in results)}
+
 def summarise(
     results, # of `run_arms`, or any that were tested on the same films
 )->list: # of Summary, one for each arm, in the order of appearance
     "Mean and spread of each arm. Raises ValueError for no results, or results that were not got under equal conditions."
-    results = list(results)
-    if not results: raise ValueError('found no results, expected at least one')
-    for f in ('n', 'classes', 'network', 'size', 'bs', 'n_train'):
-        if len(found := {getattr(r, f) for r in results}) > 1: raise ValueError(f'these results cannot be compared: {f} is {" and ".join(sorted(map(str, found)))}')
-    arms = {a: [r for r in results if r.arm == a] for a in dict.fromkeys(r.arm for r in results)}
+    arms = _by_arm(list(results))
     pairs = lambda rs, f: tuple(zip(*mean_std([getattr(r, f) for r in rs])))
     return [Summary(a, tuple(r.seed for r in rs), rs[0].n, rs[0].classes, mean_std([r.accuracy for r in rs]), pairs(rs, 'recall'), pairs(rs, 'precision')) for a, rs in arms.items()]
 
