@@ -36,6 +36,7 @@ CHANGES = dict( # name -> one thing that is changed in the last of the path
     lecam=dict(terms=dict(r1=dict(weight=1., every=4), lecam=.1)),
     xray=dict(augment=dict(name='xray', p=.3)),
     adaptive=dict(augment=dict(name='adaptive', images=30_000)),
+    emphasis=dict(terms=dict(r1=dict(weight=5., every=4)), augment=dict(name='emphasis', gain=10.)),
     uncertainty=dict(d_args=dict(p=.2), uncertainty=dict(mode='max', alpha=1., passes='analytic')),
     batch_64=dict(bs=64),
     batch_16=dict(bs=16))

@@ -73,7 +73,7 @@ class SkipExcitation(nn.Module):
         "The fine map, each channel times a number between 0 and 2, near 1 at the start."
         return x*2*self.gate(coarse).sigmoid()
 
-# %% ../nbs/04b_modern.ipynb #d702d040
+# %% ../nbs/04b_modern.ipynb #a7f10939
 class ModernGenerator(Network):
     "Residual generator: linear stem to 4 pixels, then repeat pixels, 1x1 convolution, residual block; tanh."
     def __init__(self,
@@ -102,7 +102,7 @@ class ModernGenerator(Network):
         for i, stage in enumerate(self.stages):
             x = stage(x); seen.append(x)
             if str(i) in self.gates: x = self.gates[str(i)](x, seen[i-len(self.stages)+2])
-        return self.out(x)
+        with torch.autocast(x.device.type, enabled=False): return self.out(x.to(self.out[1].weight.dtype))
 
 def _doubling(ni, no, norm): return [nn.Conv2d(ni, no, 1, bias=False), *([nn.BatchNorm2d(no)] if norm else []), nn.Upsample(scale_factor=2)]
 
