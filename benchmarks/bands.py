@@ -2,7 +2,7 @@
 
     python benchmarks/bands.py --data FILMS --weights squeezenet1_0.pth --runs NAME=FOLDER [NAME=FOLDER ...]
 
-Each band has its own floor, between films of the training and of the test split. The JSON has one row a run and band; no picture is written."""
+Each band has its own floor, between films of the training and of the test split. `--grain` adds what so many grey levels of noise do to the test films themselves. The JSON has one row a run and band; no picture is written."""
 import argparse, math
 from dataclasses import replace
 from pathlib import Path
@@ -30,17 +30,22 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--data', required=True); p.add_argument('--weights', required=True); p.add_argument('--extractor', default='squeezenet1_0')
     p.add_argument('--runs', nargs='+', required=True, metavar='NAME=FOLDER'); p.add_argument('--cycles', type=float, nargs='+', default=[8, 16, 24, math.inf])
-    p.add_argument('--sets', type=int, default=2, help='of latents'); p.add_argument('--out', type=Path)
+    p.add_argument('--grain', type=float, nargs='*', default=[1, 2], help='standard deviations of the noise'); p.add_argument('--sets', type=int, default=2, help='of latents'); p.add_argument('--out', type=Path)
     a = p.parse_args()
     extractor, rows, known = make_extractor(a.extractor, a.weights), [], {}
+    def add(run, cycles, scores):
+        rows.append(dict(run=run, cycles=None if math.isinf(cycles) else cycles, scores=[s.to_dict() for s in scores])); print(run, cycles, table(scores), sep='\n', flush=True)
     for name, folder in (r.split('=', 1) for r in a.runs):
         net, classes = load_generator(folder, 'cpu')
         for cycles in a.cycles:
             if (net.size, cycles) not in known: known[net.size, cycles] = [replace(s, images=coarse(s.images, cycles)) for s in (films(a.data, net.size, part, classes) for part in ('train', 'test'))]
             train, test = known[net.size, cycles]
             scores = evaluate_images(lambda n, y, seed: coarse(sample(net, n, y, seed)[0], cycles), test, train, extractor, latent_sets=a.sets)
-            rows.append(dict(run=name, cycles=None if math.isinf(cycles) else cycles, scores=[s.to_dict() for s in scores]))
-            print(name, cycles, table(scores), sep='\n', flush=True)
+            add(name, cycles, scores)
+    train, test = (films(a.data, net.size, part, classes) for part in ('train', 'test'))
+    for sd in a.grain:
+        noise = sd*torch.randn(test.images.shape, generator=torch.Generator().manual_seed(0))
+        add(f'grain {sd:g}', math.inf, evaluate_images((test.images+noise).round().clamp(0, 255).to(torch.uint8), test, train, extractor))
     save_json(dict(rows=rows), a.out or RESULTS/f'bands_{net.size}.json')
 
 if __name__ == '__main__': main()
