@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
-from cxr_gan.cli import films, load_generator
+from real_films import reference
+
+from cxr_gan.cli import load_generator
 from cxr_gan.core import save_json
 from cxr_gan.metrics import evaluate_images, make_extractor, table
 from cxr_gan.training import sample
@@ -32,17 +34,15 @@ def main():
     p.add_argument('--runs', nargs='+', required=True, metavar='NAME=FOLDER'); p.add_argument('--cycles', type=float, nargs='+', default=[8, 16, 24, math.inf])
     p.add_argument('--grain', type=float, nargs='*', default=[1, 2], help='standard deviations of the noise'); p.add_argument('--sets', type=int, default=2, help='of latents'); p.add_argument('--out', type=Path)
     a = p.parse_args()
-    extractor, rows, known = make_extractor(a.extractor, a.weights), [], {}
+    extractor, rows = make_extractor(a.extractor, a.weights), []
     def add(run, cycles, scores):
         rows.append(dict(run=run, cycles=None if math.isinf(cycles) else cycles, scores=[s.to_dict() for s in scores])); print(run, cycles, table(scores), sep='\n', flush=True)
     for name, folder in (r.split('=', 1) for r in a.runs):
-        net, classes = load_generator(folder, 'cpu')
+        net, classes = load_generator(folder, 'cpu'); sets = reference(a.data, net.size, tuple(classes))
         for cycles in a.cycles:
-            if (net.size, cycles) not in known: known[net.size, cycles] = [replace(s, images=coarse(s.images, cycles)) for s in (films(a.data, net.size, part, classes) for part in ('train', 'test'))]
-            train, test = known[net.size, cycles]
-            scores = evaluate_images(lambda n, y, seed: coarse(sample(net, n, y, seed)[0], cycles), test, train, extractor, latent_sets=a.sets)
-            add(name, cycles, scores)
-    train, test = (films(a.data, net.size, part, classes) for part in ('train', 'test'))
+            test, train = (replace(s, images=coarse(s.images, cycles)) for s in sets)
+            add(name, cycles, evaluate_images(lambda n, y, seed: coarse(sample(net, n, y, seed)[0], cycles), test, train, extractor, latent_sets=a.sets))
+    test, train = sets
     for sd in a.grain:
         noise = sd*torch.randn(test.images.shape, generator=torch.Generator().manual_seed(0))
         add(f'grain {sd:g}', math.inf, evaluate_images((test.images+noise).round().clamp(0, 255).to(torch.uint8), test, train, extractor))

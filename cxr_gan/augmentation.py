@@ -180,16 +180,17 @@ def _update(self, real_logit, fake_logit=None):
 
 AdaptiveAugment.update = _update
 
-# %% ../nbs/05a_augmentation.ipynb #87fd9c36
+# %% ../nbs/05a_augmentation.ipynb #938c0814
 def emphasise(
     x:Tensor, # (n,c,h,w), floats
-    gain:float, # the finest detail is enlarged 1+gain times; 0 changes nothing
-)->Tensor: # same shape, leaves [-1,1]
+    gain:float, # or a tensor of one number: the finest detail is enlarged 1+gain times; 0 changes nothing
+)->Tensor: # same shape, may leave [-1,1]
     "Enlarge fine detail: x + gain (x - Bx), with B a 3x3 binomial blur whose edge is continued."
     tall = F.pad(x, (0, 0, 1, 1), mode='replicate'); blurred = (tall[..., :-2, :]+2*x+tall[..., 2:, :])/4
     wide = F.pad(blurred, (1, 1, 0, 0), mode='replicate'); blurred = (wide[..., :-2]+2*blurred+wide[..., 2:])/4
     return x+gain*(x-blurred)
 
+# %% ../nbs/05a_augmentation.ipynb #cae3ec26
 class Emphasis(Augment):
     "Fine detail enlarged by the same invertible filter on every image, after another augmentation or none."
     def __init__(self,
