@@ -131,7 +131,7 @@ class CAS(NamedTuple):
     results:list # of Result: arms 'real', 'generated', and 'real, tested on generated'
     def __str__(self): return '; '.join(f'{k} {v[0]:.3f} ± {v[1]:.3f}' for k, v in zip(('real to real', 'generated to real', 'real to generated'), self[:3]))+f'; gap {self.gap}'
 
-# %% ../nbs/08c_benefit.ipynb #f5345dd3
+# %% ../nbs/08c_benefit.ipynb #78a80b67
 def classification_accuracy_score(
     generated, # ImageSet, or (n, labels, seed) -> uint8 (n,c,h,w)
     real:ImageSet, # real training films, those of the generator
@@ -140,11 +140,10 @@ def classification_accuracy_score(
     **kw, # for `run_arms`: epochs, bs, network...
 )->CAS:
     "Train on generated and test on real films (Ravuri & Vinyals 2019), the reverse, and real to real, with equal steps. Raises ValueError for sets that do not fit."
-    there = run_arms(real, test, generated, ('real', 'generated'), seeds, **kw)
-    back = [replace(r, arm='real, tested on generated') for r in run_arms(real, _with_labels(generated, test.labels, 0, test), arms='real', seeds=seeds, **kw)]
-    own, cas = ([r for r in there if r.arm == a] for a in ('real', 'generated')); acc = lambda rs: [r.accuracy for r in rs]
+    arms = _by_arm(run_arms(real, test, generated, ('real', 'generated'), seeds, also=_with_labels(generated, test.labels, 0, test), **kw)); acc = lambda rs: [r.accuracy for r in rs]
+    own, cas, back = arms['real'], arms['generated'], [replace(r, arm='real, tested on generated') for r in arms['real, further films']]
     return CAS(*(tuple(mean_std(acc(rs))) for rs in (own, cas, back)), paired_over_seeds(acc(own), acc(cas)) if len(cas) > 1 else None,
-        dict(zip(real.classes, zip(*mean_std([r.recall for r in cas])))), there+back)
+        dict(zip(real.classes, zip(*mean_std([r.recall for r in cas])))), own+cas+back)
 
 # %% ../nbs/08c_benefit.ipynb #a807653b
 def ratio_sweep(

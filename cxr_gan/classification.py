@@ -374,7 +374,7 @@ def predict(
     "Class probabilities in eval mode: the same twice; every module's own mode and the caller's random stream are restored."
     with _still(net), mc_dropout(net, T > 0), _own_seed(seed, next(net.parameters()).device): return torch.stack([_pass(net, films, bs) for _ in range(max(T, 1))]).mean(0)
 
-# %% ../nbs/08_classification.ipynb #fb46d6e8
+# %% ../nbs/08_classification.ipynb #0cbf2bd7
 def run_arms(
     real:ImageSet, # real training films
     test:ImageSet, # real films that no network has seen, the generator's included
@@ -392,11 +392,13 @@ def run_arms(
     T:int=0, # passes of Monte Carlo dropout to test with, see `predict`; S0 tests 'inceptionNetMCD' with 1
     device=None, # where it runs
     progress:bool=False, # fastai's bar and table
+    also:Optional[ImageSet]=None, # further films to test every network on; for each a second Result, arm 'NAME, further films'
 )->list: # of Result, arms in turn for each seed
     "Train on real and generated films under equal conditions and test on the same unseen real films. Raises ValueError for sets that do not fit, unknown arms, no seeds."
     arms, out = [find_arm(a) for a in ([arms] if isinstance(arms, (str, Arm)) else arms)], []
     _check_arms(real, test, generated, arms, seeds, patience, valid)
-    real, test, generated = _one_size(real, test, generated)
+    if also is not None: _check_arms(real, also, None, [ARMS['real']], seeds, patience, valid)
+    real, test, generated = _one_size(real, test, generated); tests = {'': test} | ({} if also is None else {', further films': also.resized(real.size)})
     make = (lambda k, c: make_classifier(network, k, c, weights)) if isinstance(network, str) else network
     for seed in seeds:
         train, held = split_set(real, valid, seed) if valid else (real, None)
@@ -408,10 +410,11 @@ def run_arms(
                 dls = mixed_loaders(films, held, generated, bs, share, mix, device, s)
                 log += _fit(net, dls, epochs, lr, s, patience, progress).recorder.values
             name = network if isinstance(network, str) else getattr(net, 'name', type(net).__name__)
-            p, y = predict(net, test, T=T), test.labels
-            auroc = tuple(_auroc(p[y == c, c].numpy(), p[y != c, c].numpy()) for c in range(real.n_classes))
-            out.append(scores(y, p.argmax(1), real.classes, arm.name, seed, auroc=auroc, network=name, size=real.size, curve=tuple(float(v[2]) for v in log) if valid else (),
-                epochs=len(log), steps=len(dls.train), bs=bs, n_train=len(train), mixing=mixing if arm.name == 'half' else ''))
+            for which, s in tests.items():
+                p, y = predict(net, s, T=T), s.labels
+                auroc = tuple(_auroc(p[y == c, c].numpy(), p[y != c, c].numpy()) for c in range(real.n_classes))
+                out.append(scores(y, p.argmax(1), real.classes, arm.name+which, seed, auroc=auroc, network=name, size=real.size, curve=tuple(float(v[2]) for v in log) if valid else (),
+                    epochs=len(log), steps=len(dls.train), bs=bs, n_train=len(train), mixing=mixing if arm.name == 'half' else ''))
     return out
 
 # %% ../nbs/08_classification.ipynb #d05b8cbc
