@@ -38,6 +38,11 @@ def draw(run, net, name):
     few = torch.arange(0, len(x), max(1, len(x)//8))[:8]
     save_png(tile(torch.cat([x[few], maps[few]]), 8), NBS/'images'/f'{name}_maps_{net.size}.png')
 
+def draw_wide(net, name, truncations):
+    "The same latents at every truncation, a row each, four films a class."
+    y = torch.arange(net.n_classes).repeat_interleave(4) if net.n_classes else None
+    save_png(tile(torch.cat([sample(net, 12 if y is None else len(y), y, seed=1, truncation=psi)[0] for psi in truncations]), 12 if y is None else len(y)), NBS/'images'/f'{name}_wide_{net.size}.png')
+
 @lru_cache(None)
 def reference(data, size, classes):
     "The test and the training films that a run is measured with, read once for all runs of their kind."
@@ -51,12 +56,15 @@ def measure(run, data, extractor, sets, pictures, truncations=()): # pictures: h
     def scored(psi): return evaluate_images(lambda n, y, s: sample(net, n, y if net.n_classes else None, s, truncation=psi)[0], test, train, extractor, latent_sets=sets)
     scores, r, history = scored(1.), plan['recipe'], read_history(run/'history.csv')
     if pictures is not None: draw(run, net, pictures+r['name'])
-    seen = measure_films(*sample(net, 480, seed=2), train, held_out=test)
-    null = copies(test.images, train.images, limits=seen.copies.limits) # the same for real films of other patients
+    if pictures is not None and truncations: draw_wide(net, pictures+r['name'], (1., *truncations))
+    def seen_at(psi, limits=None): return measure_films(*sample(net, 480, seed=2, truncation=psi), train, test, limits)
+    seen = seen_at(1.); limits = seen.copies.limits
+    null = copies(test.images, train.images, limits=limits) # the same for real films of other patients
+    def aside(psi): f = seen_at(psi, limits); return {s.metric: s.value for s in scored(psi)} | dict(copies=f.copies.share, diversity=f.diversity, health=[q.kind for q in judge_films(f)])
     found = look_at_curves(history, anchored=objective(r['loss']).anchored)+judge_films(seen)
     print(f"{run.name}\n{table(scores)}\n{[f.kind for f in found]}", flush=True)
     return dict(recipe=r['name'], width=r['width'], bs=r['bs'], amp=r['amp'], T=(r['uncertainty'] or {}).get('T'), steps=meta['steps'], seed=plan['seed'], classes=classes, films=plan['films'], health=sorted({f.kind for f in found}), diversity=seen.diversity, copies={k: dict(share=c.share, nearest=float(c.distance.median())) for k, c in dict(generated=seen.copies, held_out=null).items()},
-        scores=[s.to_dict() for s in scores], truncation={psi: {s.metric: s.value for s in scored(psi)} for psi in truncations}, curves={k: thin(history[k]) for k in KEPT if k in history}), scores
+        scores=[s.to_dict() for s in scores], truncation={psi: aside(psi) for psi in truncations}, curves={k: thin(history[k]) for k in KEPT if k in history}), scores
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])

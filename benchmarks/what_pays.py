@@ -29,6 +29,7 @@ CHANGES = dict( # name -> one thing that is changed in the last of the path
     attention=dict(g_args=dict(norm=True, attention=16)),
     discriminator=dict(discriminator='ModernDiscriminator', d_opt=rate(5e-4)),
     deviation=dict(discriminator='ModernDiscriminator', d_opt=rate(5e-4), d_args=dict(deviation=4)),
+    packed=dict(discriminator='PackedDiscriminator'),
     naming=dict(discriminator='ModernDiscriminator', d_opt=rate(5e-4), d_args=dict(classes=True), terms=dict(r1=dict(weight=1., every=4), classes=1.)),
     relativistic=dict(loss='relativistic', d_opt=rate(5e-4), terms=dict(r1=dict(weight=1., every=4), r2=dict(weight=1., every=4))),
     r1_stronger=dict(terms=dict(r1=dict(weight=5., every=4))),

@@ -523,7 +523,7 @@ class LeanGenerator(Network):
         check_labels(y, self.n_classes, len(z))
         return self.body(self.stem(torch.cat([z, embed_labels(self.embed, y)], 1) if self.embed else z))
 
-# %% ../nbs/04_architectures.ipynb #aa9b16f2
+# %% ../nbs/04_architectures.ipynb #aff46c26
 class ProjectionHead(nn.Module):
     "Linear head with dropout before it and one more direction per class: (n,d) and (n,) -> (n,) (Miyato & Koyama 2018, eq. 3)."
     def __init__(self,
@@ -556,13 +556,13 @@ class LeanDiscriminator(Network):
         nfs = [channels, *lean_widths(size, width, widest)[-2::-1]]
         self.body = nn.Sequential(*[l for ni, no in zip(nfs, nfs[1:]) for l in (nn.Conv2d(ni, no, 4, 2, 1), lrelu())], nn.Flatten())
         self.head = ProjectionHead(nfs[-1]*16, n_classes, p)
-    def features(self, x:Tensor)->Tensor:
-        "(n,channels,size,size) -> what the head sees, (n,d)."
+    def features(self, x:Tensor, y:Tensor=None)->Tensor:
+        "(n,channels,size,size) -> what the head sees, (n,d), whatever the labels."
         return self.body(x)
     def forward(self, x:Tensor, y:Tensor=None)->Verdict:
         "(n,channels,size,size) in [-1,1] and (n,) long -> Verdict."
         check_labels(y, self.n_classes, len(x), 'discriminator')
-        return Verdict(self.head(self.features(x), y))
+        return Verdict(self.head(self.features(x, y), y))
 
 # %% ../nbs/04_architectures.ipynb #32464d32
 class SmallCNN(Network):

@@ -99,7 +99,7 @@ def vmap_passes(
     fields = iter(torch.vmap(one, randomness='different')(torch.empty(T, device=x.device)))
     return Verdict(*[next(fields) if t else None for t in there])
 
-# %% ../nbs/05_uncertainty.ipynb #a15890b5
+# %% ../nbs/05_uncertainty.ipynb #bea9f6fc
 class Passes(NamedTuple):
     "Logits of T passes and the logarithms of their weights, which sum to one."
     verdict: Verdict # with (T,n,...) in every field
@@ -113,7 +113,7 @@ def head_moments(
     "Exact mean and variance of the logit under dropout before the head. Raises TypeError for a network with dropout elsewhere."
     if not isinstance(getattr(net, 'head', None), ProjectionHead) or len(mc_layers(net)) > len(mc_layers(net.head)):
         raise TypeError(f"{type(net).__name__}: the analytic passes expect dropout in a ProjectionHead alone; use passes='batched' or 'vmap'")
-    h, w, p = net.features(x), net.head.weight(y), net.head.drop.p*net.head.drop.active
+    h, w, p = net.features(x, y), net.head.weight(y), net.head.drop.p*net.head.drop.active
     return (h*w).sum(1)+net.head.linear.bias, p/(1-p)*(h.square()*w.square()).sum(1)
 
 _made = {} # a copy to a GPU at every step would be dear
