@@ -48,10 +48,10 @@ def reference(data, size, classes):
     "The test and the training films that a run is measured with, read once for all runs of their kind."
     return tuple(films(data, size, part, list(classes) or None) for part in ('test', 'train'))
 
-def measure(run, data, extractor, sets, pictures, truncations=()): # pictures: how their names begin, or None for none
+def measure(run, data, extractor, sets, pictures, truncations=(), which='generator'): # pictures: how their names begin, or None for none; which: folder of the generator
     "One row: what was trained, how it scores, its curves and its health; with `pictures` its sheet of films is written beside."
-    plan, meta = (json.loads((run/f).read_text(encoding='utf-8')) for f in ('run.json', 'generator/config.json'))
-    net, classes = load_generator(run, 'cpu')
+    plan, meta = (json.loads((run/f).read_text(encoding='utf-8')) for f in ('run.json', f'{which}/config.json'))
+    net, classes = load_generator(run/which, 'cpu')
     test, train = reference(data, net.size, tuple(classes))
     def scored(psi): return evaluate_images(lambda n, y, s: sample(net, n, y if net.n_classes else None, s, truncation=psi)[0], test, train, extractor, latent_sets=sets)
     scores, r, history = scored(1.), plan['recipe'], read_history(run/'history.csv')
@@ -72,12 +72,13 @@ def main():
     p.add_argument('--extractor', default='squeezenet1_0'); p.add_argument('--sets', type=int, default=5); p.add_argument('--device-name', default='CPU')
     p.add_argument('--name', default='real_films', help='of the JSON file'); p.add_argument('--minutes', type=float, help='the budget of each run, for the record'); p.add_argument('--no-pictures', action='store_true')
     p.add_argument('--truncation', type=float, nargs='+', default=[], help='factors on the latents to measure as well')
+    p.add_argument('--generator', default='generator', help='its folder in each run, e.g. ensemble')
     a = p.parse_args()
     extractor, rows = make_extractor(a.extractor, a.weights), []
     pictures = None if a.no_pictures else '' if a.name == 'real_films' else f'{a.name}_'
-    for run in sorted(r for r in Path(a.runs).iterdir() if (r/'generator'/'config.json').exists()):
+    for run in sorted(r for r in Path(a.runs).iterdir() if (r/a.generator/'config.json').exists()):
         name = json.loads((run/'run.json').read_text(encoding='utf-8'))['recipe']['name'] # of several seeds the first is drawn
-        row, scores = measure(run, a.data, extractor, a.sets, None if name in [r['recipe'] for r in rows] else pictures, a.truncation); rows.append(row)
+        row, scores = measure(run, a.data, extractor, a.sets, None if name in [r['recipe'] for r in rows] else pictures, a.truncation, a.generator); rows.append(row)
     if not rows: raise SystemExit(f'{a.runs}: found no finished run, expected folders written by cxr-gan train')
     s, seeds = scores[0], ', '.join(map(str, sorted({r['seed'] for r in rows})))
     caption = (f'{s.n_fake} generated films in each of {s.sets} sets of fresh latents (mean ± population standard deviation over the sets) against the {s.n_real} films of the test split, both at {s.size} pixels; '

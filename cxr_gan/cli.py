@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'say', 'command', 'main', 'films', 'data', 'audit', 'train', 'load_generator', 'Run', 'load_run', 'generate',
-           'evaluate', 'report', 'classify', 'study_rows', 'study', 'recipes', 'write_page', 'demo']
+           'ensemble', 'evaluate', 'report', 'classify', 'study_rows', 'study', 'recipes', 'write_page', 'demo']
 
 # %% ../nbs/15_cli.ipynb #9792cfa0
 import json, os, sys, threading, warnings
@@ -165,7 +165,7 @@ def _trackers(out, tensorboard):
     except ImportError as e: raise ModuleNotFoundError(f'--tensorboard needs one more package ({e}): pip install tensorboard') from e
     return [TensorBoardCallback(out/'tensorboard', trace_model=False, log_preds=False)]
 
-# %% ../nbs/15_cli.ipynb #ae88f6bc
+# %% ../nbs/15_cli.ipynb #f496b76d
 def _plan(out, recipe_name, data, resume, **given):
     "What to train: from the arguments, or from the run that goes on."
     file = out/'run.json'
@@ -183,11 +183,11 @@ def _plan(out, recipe_name, data, resume, **given):
     if given['T'] is not None:
         if r.uncertainty is None: raise ValueError(f'--passes goes with a recipe that has uncertainty, found {recipe_name}')
         r = override(r, uncertainty={**r.uncertainty, 'T': given['T']})
-    plan = dict(recipe=asdict(r), data=str(data), size=given['size'] or r.size, seed=given['seed'], classes=given['classes'] or None,
+    plan = dict(recipe=asdict(r), data=str(data), size=given['size'] or r.size, seed=given['seed'], classes=given['classes'] or None, start=given['start'] and str(given['start']),
         versions=dict(cxr_gan=cxr_gan.__version__, torch=torch.__version__, fastai=fastai.__version__))
     return plan
 
-# %% ../nbs/15_cli.ipynb #aff3bd6f
+# %% ../nbs/15_cli.ipynb #3abafd8d
 @command
 def train(
     recipe:str=typer.Argument(..., help='a name from: cxr-gan recipes'),
@@ -204,6 +204,8 @@ def train(
     minutes:Optional[float]=typer.Option(None, help='stop after so many minutes'),
     seed:int=typer.Option(0, help='of weights, order and noise'),
     resume:bool=typer.Option(False, help='go on with the run in --out'),
+    snapshots:Optional[int]=typer.Option(None, help='steps between copies of the generator that are kept in OUT/snapshots; see cxr-gan ensemble'),
+    start:Optional[Path]=typer.Option(None, help='begin with the weights of this finished run, e.g. one of other films or another recipe'),
     device:Optional[str]=typer.Option(None, help='cpu, cuda, mps; the best there is if left out'),
     amp:Optional[bool]=typer.Option(None, help='bfloat16 autocast'),
     compile:Optional[str]=typer.Option(None, help='compile the networks in this mode of torch.compile: default, or reduce-overhead for CUDA graphs'),
@@ -215,23 +217,24 @@ def train(
 ):
     "Train a recipe on films and leave a run folder."
     if epochs is None and steps is None and minutes is None: raise ValueError('found no limit: give --epochs, --steps or --minutes')
-    plan = _plan(out, recipe, data, resume, size=size, width=width, bs=bs, amp=amp, T=passes, seed=seed, classes=classes, changes=changes)
+    plan = _plan(out, recipe, data, resume, size=size, width=width, bs=bs, amp=amp, T=passes, seed=seed, classes=classes, changes=changes, start=start)
     from cxr_gan.core import pick_device, save_json, whole_file
     from cxr_gan.curves import plot_scores
     from cxr_gan.recipes import Recipe, learner
     from cxr_gan.health import Health
     from cxr_gan.processes import join, leave, local_device, one_first
-    from cxr_gan.training import Checkpoint, CurvesFile, Monitor, Ticker
+    from cxr_gan.training import Checkpoint, CurvesFile, Monitor, Snapshots, Ticker
     device = local_device(pick_device(device)); rank, world = join(device)
     with one_first(): s = films(plan['data'], plan['size'], 'train', plan['classes'], seed=plan['seed'])
     monitor, health = Monitor(every, folder=out/'samples'), Health(every, say=say)
     l = learner(Recipe(**plan['recipe']), s, plan['size'], plan['seed'], device, path=out, compile=compile and dict(mode=compile))
+    if plan.get('start') and not (out/'checkpoint.safetensors').exists(): l.start_from(plan['start'])
     if not resume and rank == 0:
         save_json({**plan, 'films': l.dls.train.dataset.counts()}, out/'run.json')
         with whole_file(out/'data_card.txt') as tmp: tmp.write_text(f'{l.dls.train.dataset.card()}\n', encoding='utf-8')
     total = epochs*(len(l.dls.train)//world) if epochs else steps
     scores = _scores_of(s, score_every, extractor, weights, device, out) if score_every and rank == 0 else []
-    cbs = [*scores, Checkpoint(out/'checkpoint.safetensors', every), *([CurvesFile(out/'history.csv', every), monitor, health, Ticker(total, say=say), *_trackers(out, tensorboard)] if rank == 0 else [])]
+    cbs = [*scores, Checkpoint(out/'checkpoint.safetensors', every), *([CurvesFile(out/'history.csv', every), monitor, health, Ticker(total, say=say), *_trackers(out, tensorboard), *([Snapshots(out/'snapshots', snapshots, classes=l.dls.train.dataset.classes)] if snapshots else [])] if rank == 0 else [])]
     with l.no_bar(), l.no_logging(), _until_asked(l), l.distrib_ctx() if world > 1 else nullcontext():
         if resume: _go_on(l, out/'checkpoint.safetensors')
         l.fit_for(epochs, steps, minutes, cbs)
@@ -319,6 +322,18 @@ def _spread(
     "Evenly spaced places in a list of n, at most `most` of them."
     import torch
     return torch.linspace(0, n-1, min(n, most)).long()
+
+# %% ../nbs/15_cli.ipynb #e545de32
+@command
+def ensemble(
+    generators:List[Path]=typer.Argument(..., help='folders of generators, or of finished runs'),
+    out:Path=typer.Option(..., help='folder of the new generator'),
+):
+    "Make one generator of several: each film comes from one of them."
+    from cxr_gan.training import join_generators, save_network
+    if (out/'config.json').exists(): raise ValueError(f'{out} holds a generator already, expected another folder')
+    net, meta = join_generators([f/'generator' if (f/'generator').is_dir() else f for f in generators])
+    save_network(net, out, **meta); say(f'{net.members} generators as one, in {out}')
 
 # %% ../nbs/15_cli.ipynb #00ae2d2f
 @command

@@ -71,7 +71,7 @@ def same_class_next(
     place = first+(torch.arange(len(y), device=y.device)-first+1) % many
     return torch.empty_like(at).scatter_(0, at, at[place])
 
-# %% ../nbs/04b_modern.ipynb #f764f35c
+# %% ../nbs/04b_modern.ipynb #0b4967db
 class PackedDiscriminator(LeanDiscriminator):
     "The lean discriminator, given several films of one class at once (Lin et al. 2018, PacGAN)."
     def __init__(self,
@@ -86,6 +86,11 @@ class PackedDiscriminator(LeanDiscriminator):
         if pack < 1: raise ValueError(f'pack {pack}: expected at least one film')
         super().__init__(size, channels*pack, n_classes, width, widest, p)
         own = dict(channels=channels, pack=pack); self.config.update(own); self.__dict__.update(own)
+    def load_state_dict(self, state, *args, **kw):
+        "Weights of a `LeanDiscriminator` are taken too: further films count for nothing at first."
+        first = state.get('body.0.weight')
+        if first is not None and first.shape[1] == self.channels: state = {**state, 'body.0.weight': F.pad(first, (0, 0, 0, 0, 0, self.channels*(self.pack-1)))}
+        return super().load_state_dict(state, *args, **kw)
     def features(self, x:Tensor, y:Tensor=None)->Tensor:
         "(n,channels,size,size), and labels if it is conditional -> what the head sees, (n,d). Films with weights of classes, or without labels, are packed as they come."
         check_labels(y, self.n_classes, len(x), 'discriminator')

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'CURVES', 'even_labels', 'sample', 'GANPair', 'OptSettings', 'half', 'Schedule', 'StepMean',
-           'GANLearner', 'Budget', 'Monitor', 'decoder_maps', 'show_maps', 'save_network', 'load_network', 'save_tree',
-           'load_tree', 'processes', 'Checkpoint', 'Ticker', 'read_history', 'CurvesFile']
+           'GANLearner', 'Budget', 'Monitor', 'decoder_maps', 'show_maps', 'save_network', 'load_network',
+           'GeneratorEnsemble', 'join_generators', 'Snapshots', 'save_tree', 'load_tree', 'processes', 'Checkpoint',
+           'Ticker', 'read_history', 'CurvesFile']
 
 # %% ../nbs/06_training.ipynb #c0baa7dc
 import copy, importlib.metadata, inspect, json, math, random, re, time
@@ -560,6 +561,69 @@ def _tensors(path):
     try:
         with safe_open(path, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
     except SafetensorError as e: raise ValueError(f'{path} is damaged or not a safetensors file ({e}); use another copy') from e
+
+# %% ../nbs/06_training.ipynb #1f4f8924
+@patch
+def start_from(self:GANLearner,
+    folder, # of a run: holds `generator` and `discriminator`, as written by `save_network`
+):
+    "Begin with another run's weights. Raises ValueError after the first step, or for networks that do not fit; FileNotFoundError for no run."
+    if self.steps: raise ValueError(f'found a training that has done {self.steps} steps, expected one that has not begun: build the learner anew')
+    weights = {n: load_network(Path(folder)/n)[0].state_dict() for n in ('generator', 'discriminator')}
+    for net, name in ((self.model.generator, 'generator'), (self.model.average, 'generator'), (self.model.discriminator, 'discriminator')):
+        if net is None: continue
+        try: net.load_state_dict(weights[name])
+        except RuntimeError as e: raise ValueError(f'{folder}: its {name} does not fit a {type(net).__name__}({", ".join(f"{k}={v!r}" for k, v in net.config.items())}): {str(e).splitlines()[-1].strip()}; train at its size, width and classes, or start anew') from e
+    return self
+
+# %% ../nbs/06_training.ipynb #351b3676
+class GeneratorEnsemble(Network):
+    "Several generators of one kind as one: each latent falls to one of them, all with equal chance (Wang et al. 2016)."
+    def __init__(self,
+        network:str, # class of the members, a key of `NETWORKS`
+        settings:dict, # its constructor's arguments
+        members:int, # how many
+    ):
+        if members < 1: raise ValueError(f'members {members}: expected at least one generator')
+        super().__init__(network=network, settings=settings, members=members)
+        self.generators = nn.ModuleList([build(network, **settings) for _ in range(members)]); one = self.generators[0]
+        for k in ('size', 'channels', 'n_classes', 'value_range', 'z_std'): setattr(self, k, getattr(one, k))
+        self.nz = one.nz+2
+    def member(self, z:Tensor)->Tensor:
+        "(n,nz) -> which generator makes each film, long (n,)."
+        turn = torch.atan2(z[:, -1].float(), z[:, -2].float())/(2*math.pi)+.5
+        return (turn*self.members).long().clamp(max=self.members-1)
+    def forward(self, z:Tensor, y:Tensor=None)->Tensor:
+        "(n,nz) and labels as the members take them -> (n,channels,size,size)."
+        who, films, places = self.member(z), [], []
+        for i, g in enumerate(self.generators):
+            at = (who == i).nonzero()[:, 0]
+            if len(at): films.append(g(z[at, :-2], None if y is None else y[at])); places.append(at)
+        return torch.cat(films)[torch.cat(places).argsort()]
+
+# %% ../nbs/06_training.ipynb #61e8114a
+def join_generators(
+    folders, # of generators of one kind, as written by `save_network`
+)->tuple: # the `GeneratorEnsemble` in eval mode, and what of config.json goes for all: classes, and steps of the one trained longest
+    "One generator of several saved ones. Raises ValueError for none, or for generators of different kinds or classes."
+    found = {str(f): load_network(f) for f in folders}
+    if not found: raise ValueError('found no generators, expected at least one folder')
+    kinds = {(type(n).__name__, json.dumps(n.config, sort_keys=True), str(m.get('classes'))): f for f, (n, m) in found.items()}
+    if len(kinds) > 1: raise ValueError('these generators differ, expected one kind and the same classes: '+'; '.join(f'{f}: {" ".join(k)}' for k, f in kinds.items()))
+    (net, meta), *_ = found.values(); whole = GeneratorEnsemble(type(net).__name__, net.config, len(found))
+    for own, (n, _) in zip(whole.generators, found.values()): own.load_state_dict(n.state_dict())
+    return whole.eval(), {k: v for k, v in dict(classes=meta.get('classes'), steps=max(m.get('steps', 0) for _, m in found.values())).items() if v}
+
+class Snapshots(Callback):
+    "Keep the generator that would be shown as it is every so many steps, each in its own folder."
+    order = 82 # after the checkpoint
+    def __init__(self,
+        folder, # holds one folder a snapshot, named by its step
+        every:int, # steps between
+        **extra, # plain things to keep in each config.json, e.g. classes
+    ): self.folder, self.every, self.extra = Path(folder), every, extra
+    def after_batch(self):
+        if self.steps % self.every == 0: save_network(self.model.best, self.folder/f'{self.steps:06d}', **self.extra, steps=self.steps)
 
 # %% ../nbs/06_training.ipynb #bad8de62
 def save_tree(
