@@ -40,8 +40,8 @@ def draw(run, net, name):
 
 def draw_wide(net, name, truncations):
     "The same latents at every truncation, a row each, four films a class."
-    y = torch.arange(net.n_classes).repeat_interleave(4) if net.n_classes else None
-    save_png(tile(torch.cat([sample(net, 12 if y is None else len(y), y, seed=1, truncation=psi)[0] for psi in truncations]), 12 if y is None else len(y)), NBS/'images'/f'{name}_wide_{net.size}.png')
+    n = 4*max(net.n_classes, 1); y = torch.arange(n)//4 if net.n_classes else None
+    save_png(tile(torch.cat([sample(net, n, y, seed=1, truncation=psi)[0] for psi in truncations]), n), NBS/'images'/f'{name}_wide_{net.size}.png')
 
 @lru_cache(None)
 def reference(data, size, classes):
@@ -55,8 +55,9 @@ def measure(run, data, extractor, sets, pictures, truncations=(), which='generat
     test, train = reference(data, net.size, tuple(classes))
     def scored(psi): return evaluate_images(lambda n, y, s: sample(net, n, y if net.n_classes else None, s, truncation=psi)[0], test, train, extractor, latent_sets=sets)
     scores, r, history = scored(1.), plan['recipe'], read_history(run/'history.csv')
-    if pictures is not None: draw(run, net, pictures+r['name'])
-    if pictures is not None and truncations: draw_wide(net, pictures+r['name'], (1., *truncations))
+    if pictures is not None:
+        draw(run, net, pictures+r['name'])
+        if truncations: draw_wide(net, pictures+r['name'], (1., *truncations))
     def seen_at(psi, limits=None): return measure_films(*sample(net, 480, seed=2, truncation=psi), train, test, limits)
     seen = seen_at(1.); limits = seen.copies.limits
     null = copies(test.images, train.images, limits=limits) # the same for real films of other patients

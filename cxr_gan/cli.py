@@ -245,7 +245,9 @@ def train(
     save_json(dict(verdict=health.verdict(), findings=[f._asdict() for f in health.findings]), out/'health.json'); say(health.verdict())
     say(f'{l.steps} steps; the run is in {out}')
 
-# %% ../nbs/15_cli.ipynb #e99a01f3
+# %% ../nbs/15_cli.ipynb #791752d3
+def _generator_folder(run): return Path(run)/'generator' if (Path(run)/'generator').is_dir() else Path(run)
+
 def load_generator(
     run, # folder of a run, or of a generator written by `save_network`
     device=None, # None takes the best there is
@@ -253,8 +255,7 @@ def load_generator(
     "The generator of a run."
     from cxr_gan.core import pick_device
     from cxr_gan.training import load_network
-    run = Path(run)
-    net, meta = load_network(run/'generator' if (run/'generator').is_dir() else run, pick_device(device))
+    net, meta = load_network(_generator_folder(run), pick_device(device))
     return net, meta.get('classes') or []
 
 # %% ../nbs/15_cli.ipynb #02d34a7b
@@ -323,7 +324,7 @@ def _spread(
     import torch
     return torch.linspace(0, n-1, min(n, most)).long()
 
-# %% ../nbs/15_cli.ipynb #e545de32
+# %% ../nbs/15_cli.ipynb #1ecc5b9f
 @command
 def ensemble(
     generators:List[Path]=typer.Argument(..., help='folders of generators, or of finished runs'),
@@ -332,7 +333,7 @@ def ensemble(
     "Make one generator of several: each film comes from one of them."
     from cxr_gan.training import join_generators, save_network
     if (out/'config.json').exists(): raise ValueError(f'{out} holds a generator already, expected another folder')
-    net, meta = join_generators([f/'generator' if (f/'generator').is_dir() else f for f in generators])
+    net, meta = join_generators(map(_generator_folder, generators))
     save_network(net, out, **meta); say(f'{net.members} generators as one, in {out}')
 
 # %% ../nbs/15_cli.ipynb #00ae2d2f
