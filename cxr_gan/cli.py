@@ -258,7 +258,7 @@ def load_generator(
     net, meta = load_network(_generator_folder(run), pick_device(device))
     return net, meta.get('classes') or []
 
-# %% ../nbs/15_cli.ipynb #02d34a7b
+# %% ../nbs/15_cli.ipynb #0cbeadd9
 @dataclass(frozen=True)
 class Run:
     "What a finished training left in its folder."
@@ -275,15 +275,18 @@ class Run:
 def load_run(
     folder, # as left by `cxr-gan train`
     device='cpu', # where the networks go
+    generator=None, # folder of another generator to show, e.g. an ensemble of the run's snapshots; None for the run's own
 )->Run:
-    "A run for use in Python. Raises FileNotFoundError that says what is missing when it is no run or not finished."
+    "A run for use in Python. Raises FileNotFoundError that says what is missing when it is no run or not finished, ValueError when the other generator is not of its kind."
     from cxr_gan.recipes import Recipe
     from cxr_gan.training import load_network, read_history
     folder = Path(folder)
     if not (folder/'run.json').is_file(): raise FileNotFoundError(f'{folder}: found no run.json, expected the folder of a run left by cxr-gan train')
     if not (folder/'health.json').is_file(): raise FileNotFoundError(f'{folder}: this run was stopped before it had finished; go on with: cxr-gan train ... --out {folder} --resume')
     plan, health = (json.loads((folder/f).read_text(encoding='utf-8')) for f in ('run.json', 'health.json'))
-    (g, meta), (d, _) = (load_network(folder/n, device) for n in ('generator', 'discriminator'))
+    (g, meta), (d, kind) = load_network(_generator_folder(generator or folder), device), load_network(folder/'discriminator', device)
+    made, judged = (f"{n.size} pixels, classes {', '.join(m['classes']) or 'none'}" for n, m in ((g, meta), (d, kind)))
+    if made != judged: raise ValueError(f'{generator}: found a generator of {made}, expected {judged}, as in {folder}')
     return Run(folder, Recipe(**plan['recipe']), plan, meta['classes'], meta['steps'], g, d, read_history(folder/'history.csv'), health)
 
 # %% ../nbs/15_cli.ipynb #dcf0676b
@@ -371,13 +374,15 @@ def _fakes(fake, device, truncation):
     side = read_images(fake, 8, cache=False, progress=False).info[0]['width']
     return read_images(fake, side, cache=False).images, side, None
 
-# %% ../nbs/15_cli.ipynb #c38d6324
+# %% ../nbs/15_cli.ipynb #328d5c08
 @command
 def report(
     run:Path=typer.Argument(..., help='folder of a run'),
     data:Optional[str]=typer.Option(None, help='folder, .npz file, or phantom:N, with a train and a test split; the films the run was trained on if left out'),
     extractor:str=typer.Option('domain', help='domain, pixels, inception, inception-64, -192 or -768, or a torchvision network such as squeezenet1_0'),
     weights:Optional[Path]=typer.Option(None, help='weight file of the extractor'),
+    generator:Optional[Path]=typer.Option(None, help="folder of another generator in the place of the run's, e.g. an ensemble of its snapshots"),
+    truncation:float=typer.Option(1., help='factor on the latents'),
     n:Optional[int]=typer.Option(None, help='generated films; as many as the test split if left out'),
     seed:int=typer.Option(0, help='of the films and of every draw'),
     figure:Optional[Path]=typer.Option(None, help='draw the card into this .png or .pdf'),
@@ -390,21 +395,23 @@ def report(
     from cxr_gan.judge import plot_report, report as judge, report_table
     from cxr_gan.metrics import class_labels
     from cxr_gan.training import sample
-    r = load_run(run, device or 'cpu'); data = data or r.plan['data']; net = r.generator
+    r = load_run(run, device or 'cpu', generator); data = data or r.plan['data']; net = r.generator
     train, test = (films(data, net.size, part, r.classes, seed=r.plan['seed']) for part in ('train', 'test'))
     if train.files == test.files: raise ValueError(f'{data} has no splits, expected test films that the run has not seen: copies could not be told from films that were learned; give such films with --data')
-    y = class_labels(list(test.counts().values()), n or len(test)); x, _ = sample(net, len(y), y if net.n_classes else None, seed)
+    y = class_labels(list(test.counts().values()), n or len(test)); x, _ = sample(net, len(y), y if net.n_classes else None, seed, truncation=truncation)
     card = judge(ImageSet(x, y, test.classes), train, test, _extractor(extractor, weights, train, device, seed), seed=seed)
     for g in dict.fromkeys(v.group for v in card.verdicts): print(report_table(g, **{g: card}), end='\n\n')
     if figure: _draw(plot_report(card)[0].figure, figure)
-    if json_file: save_json(dict(run=str(run), data=data, verdicts=[v.to_dict() for v in card.verdicts]), json_file)
+    if json_file: save_json(dict(run=str(run), generator=generator and str(generator), truncation=truncation, data=data, verdicts=[v.to_dict() for v in card.verdicts]), json_file)
 
-# %% ../nbs/15_cli.ipynb #a0b10300
+# %% ../nbs/15_cli.ipynb #324032e7
 @command
 def classify(
     run:Path=typer.Argument(..., help='folder of a run'),
     data:Optional[str]=typer.Option(None, help='folder, .npz file, or phantom:N; the films the run was trained on if left out'),
     arms:List[str]=typer.Option(['real', 'half', 'generated'], '--arm', help='real, half, generated, pretrained, "real twice", "ratio R", "balanced N" or "oversampled N"; may be repeated'),
+    generator:Optional[Path]=typer.Option(None, help="folder of another generator in the place of the run's, e.g. an ensemble of its snapshots"),
+    truncation:float=typer.Option(1., help='factor on the latents'),
     seeds:List[int]=typer.Option([0, 1, 2], '--seed', help='one training for each; may be repeated'),
     epochs:int=typer.Option(16, help='of each classifier'),
     bs:int=typer.Option(32, help='batch size'),
@@ -425,15 +432,15 @@ def classify(
     from cxr_gan.classifiers import make_classifier
     from cxr_gan.core import save_json
     from cxr_gan.training import sample
-    r = load_run(run, device or 'cpu'); data = data or r.plan['data']
+    r = load_run(run, device or 'cpu', generator); data = data or r.plan['data']
     train, test = (films(data, r.generator.size, part, r.classes, seed=r.plan['seed']) for part in ('train', 'test'))
     if train.files == test.files and data == r.plan['data']: say('the generator has seen the films that are held back here: its arms are flattered')
     train, test = _apart(data, train, test, .3, r.plan['seed'])
     if lr is None: lr = 1e-2 if network == 'small' else 1e-4 if weights and not frozen else 1e-3
     def make(k, channels): return make_classifier(network, k, channels, weights, frozen, side)
-    rows = run_arms(train, test, partial(sample, r.generator), arms, seeds, epochs, bs, lr, valid=0, network=make, T=passes, device=device)
+    rows = run_arms(train, test, partial(sample, r.generator, truncation=truncation), arms, seeds, epochs, bs, lr, valid=0, network=make, T=passes, device=device)
     both = compare_arms(rows, test, 'real' if 'real' in arms else arms[0], shortcut_baselines(train, test)); print(results_table(rows), both, sep='\n\n')
-    if json_file: save_json(dict(results=[q.to_dict() for q in rows], comparison=both.to_dict()), json_file)
+    if json_file: save_json(dict(run=str(run), generator=generator and str(generator), truncation=truncation, results=[q.to_dict() for q in rows], comparison=both.to_dict()), json_file)
 
 # %% ../nbs/15_cli.ipynb #54ac2d17
 def study_rows(

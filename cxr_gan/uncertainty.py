@@ -99,7 +99,7 @@ def vmap_passes(
     fields = iter(torch.vmap(one, randomness='different')(torch.empty(T, device=x.device)))
     return Verdict(*[next(fields) if t else None for t in there])
 
-# %% ../nbs/05_uncertainty.ipynb #bea9f6fc
+# %% ../nbs/05_uncertainty.ipynb #97fbff4e
 class Passes(NamedTuple):
     "Logits of T passes and the logarithms of their weights, which sum to one."
     verdict: Verdict # with (T,n,...) in every field
@@ -117,13 +117,13 @@ def head_moments(
     return (h*w).sum(1)+net.head.linear.bias, p/(1-p)*(h.square()*w.square()).sum(1)
 
 _made = {} # a copy to a GPU at every step would be dear
-@torch.compiler.assume_constant_result # compiled code takes it as it is
 def _hermite(nodes, dtype, device):
     "Nodes, and logarithms of weights that sum to one, (nodes,1) each."
     if (key := (nodes, dtype, device)) not in _made:
         xi, w = np.polynomial.hermite.hermgauss(nodes)
         _made[key] = tuple(torch.as_tensor(a, dtype=dtype, device=device)[:, None] for a in (xi, np.log(w/math.sqrt(math.pi))))
     return _made[key]
+_hermite._dynamo_marked_constant = True # `torch.compiler.assume_constant_result` does just this, after importing the compiler for seconds
 
 def analytic_passes(
     net, # discriminator with `features` and a `ProjectionHead` as `head`

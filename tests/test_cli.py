@@ -7,10 +7,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from cxr_gan.architectures import LeanGenerator
 from cxr_gan.cli import app
 from cxr_gan.core import save_png
 from cxr_gan.phantom import make_phantoms
 from cxr_gan.recipes import RECIPES
+from cxr_gan.training import load_network, save_network
 
 def cxr(*args, ok=True):
     "Run a command in this process; returns what it printed, errors included."
@@ -85,6 +87,28 @@ def test_evaluate_a_run_and_a_folder(run, folder, tmp_path):
     assert all(r['sets'] == 1 and r['std'] is None for r in json.loads((tmp_path/'f.json').read_text())['scores'])
     assert 'no weight file' in cxr('evaluate', '--real', folder, '--fake', run, '--extractor', 'squeezenet1_0', '--weights', tmp_path/'no.pth', ok=False)
     assert 'is not known' in cxr('evaluate', '--real', folder, '--fake', run, '--extractor', 'squeezenet9', ok=False)
+
+def test_snapshots_as_one_generator(folder, tmp_path):
+    run, mixed = tmp_path/'run', tmp_path/'run'/'ensemble'
+    cxr('train', 'lean', '--data', folder, '--out', run, '--steps', 5, '--snapshots', 2, *TINY)
+    parts = sorted((run/'snapshots').iterdir()); assert [p.name for p in parts] == ['000002', '000004']
+    cxr('ensemble', *parts, run, '--out', mixed); net, meta = load_network(mixed)
+    assert (net.members, meta['steps'], meta['classes']) == (3, 5, ['covid', 'normal', 'Viral Pneumonia'])
+    assert 'holds a generator already' in cxr('ensemble', *parts, '--out', mixed, ok=False)
+    cxr('generate', mixed, '--n', 4, '--label', 'covid', '--out', tmp_path/'films', '--device', 'cpu'); assert len([*(tmp_path/'films'/'covid').iterdir()]) == 4
+    assert 'FD-pixels' in cxr('evaluate', '--real', folder, '--fake', mixed, '--extractor', 'pixels', '--sets', 1)
+
+def test_another_generator_and_wider_latents_in_the_place_of_the_runs_own(tmp_path):
+    run, twin = tmp_path/'run', tmp_path/'twin'
+    for seed, out in enumerate((run, twin)): cxr('train', 'lean_max', '--data', 'phantom:60', '--out', out, '--steps', 1, '--seed', seed, *TINY)
+    cxr('ensemble', run, twin, '--out', tmp_path/'both')
+    changes, out = ((), ('--generator', tmp_path/'both'), ('--truncation', 3)), tmp_path/'numbers.json'
+    for command in (('report', run, '--extractor', 'pixels'), ('classify', run, '--epochs', 1, '--seed', 0, '--arm', 'generated')):
+        found = [(cxr(*command, *c, '--json', out, '--device', 'cpu'), json.loads(out.read_text()))[1] for c in changes]
+        assert [(f.pop('generator'), f.pop('truncation')) for f in found] == [(None, 1), (str(tmp_path/'both'), 1), (None, 3)]
+        assert len({json.dumps(f) for f in found}) == 3, command[0]
+    save_network(LeanGenerator(32, width=4), tmp_path/'other', classes=['a', 'b', 'c'])
+    assert 'found a generator of 32 pixels, classes a, b, c, expected 16 pixels, classes' in cxr('report', run, '--generator', tmp_path/'other', ok=False)
 
 def test_resume_equals_no_interruption(folder, tmp_path):
     a, b = tmp_path/'a', tmp_path/'b'
