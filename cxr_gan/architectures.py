@@ -372,7 +372,7 @@ class UNetDiscriminator(CGANDiscriminator):
         h, skips = self.encoder.with_skips(self.labelled(x, y))
         return Verdict(self.head(h).squeeze(1), self.decoder(h, skips))
 
-# %% ../nbs/04_architectures.ipynb #e55a7178
+# %% ../nbs/04_architectures.ipynb #62e63df9
 class NamesClass:
     "What the discriminators share that read no label but name it: `features`, and the heads `real` and `classes` (or None)."
     conditional = False
@@ -382,6 +382,7 @@ class NamesClass:
         h = self.features(x)
         return Verdict(self.real(h).squeeze(1), None, self.classes(h) if self.classes else None)
 
+# %% ../nbs/04_architectures.ipynb #04373954
 class ACDiscriminator(NamesClass, Network):
     "The discriminator of S0's AC-CGAN, which names the class; at 128 pixels, one channel and three classes 4,777,828 parameters."
     def __init__(self,
@@ -441,7 +442,7 @@ class CovidGANDiscriminator(Network):
         check_labels(y, 0, len(x), 'discriminator')
         return Verdict(self.head(self.body(x)).squeeze(1))
 
-# %% ../nbs/04_architectures.ipynb #0f196094
+# %% ../nbs/04_architectures.ipynb #09011b3d
 def dcgan_init(
     net:nn.Module, # initialised in place
 )->nn.Module:
@@ -451,6 +452,7 @@ def dcgan_init(
         elif isinstance(m, nn.BatchNorm2d): nn.init.normal_(m.weight, 1, .02)
     return net
 
+# %% ../nbs/04_architectures.ipynb #2f3ee524
 class DCGANGenerator(Network):
     "Unconditional DCGAN generator (Radford et al. 2016); at 64 pixels 3,576,704 parameters for three channels, 3,574,656 for one."
     n_classes = 0
@@ -492,7 +494,7 @@ class DCGANDiscriminator(Network):
         check_labels(y, 0, len(x), 'discriminator')
         return Verdict(self.body(x))
 
-# %% ../nbs/04_architectures.ipynb #35718ce0
+# %% ../nbs/04_architectures.ipynb #cec282ad
 def lean_widths(
     size:int, # side of the images
     width:int, # channels at full size
@@ -501,6 +503,7 @@ def lean_widths(
     "Channels that double towards the coarse maps, up to a limit."
     return [min(widest, width*size//(4*2**i)) for i in range(check_size(size)-1)]
 
+# %% ../nbs/04_architectures.ipynb #57d6516c
 class LeanGenerator(Network):
     "Linear stem, then nearest upsampling, 3x3 convolution, batch norm, LeakyReLU from 4 pixels up; tanh."
     def __init__(self,
@@ -523,7 +526,7 @@ class LeanGenerator(Network):
         check_labels(y, self.n_classes, len(z))
         return self.body(self.stem(torch.cat([z, embed_labels(self.embed, y)], 1) if self.embed else z))
 
-# %% ../nbs/04_architectures.ipynb #aff46c26
+# %% ../nbs/04_architectures.ipynb #b2d4b70c
 class ProjectionHead(nn.Module):
     "Linear head with dropout before it and one more direction per class: (n,d) and (n,) -> (n,) (Miyato & Koyama 2018, eq. 3)."
     def __init__(self,
@@ -542,6 +545,7 @@ class ProjectionHead(nn.Module):
         "(n,d) -> logits (n,)."
         return (self.drop(h)*self.weight(y)).sum(1)+self.linear.bias
 
+# %% ../nbs/04_architectures.ipynb #88c7e619
 class LeanDiscriminator(Network):
     "4x4 convolutions of stride two with LeakyReLU, no norm, down to 4 pixels; flat linear head with class projection."
     def __init__(self,

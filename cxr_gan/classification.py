@@ -28,7 +28,7 @@ from .judge import _auroc
 from .metrics import _own_seed, fit_classifier
 from .uncertainty import mc_dropout
 
-# %% ../nbs/08_classification.ipynb #97fa26b7
+# %% ../nbs/08_classification.ipynb #0c7df9db
 class _Pool:
     "Generated films from a set: each once, then again in another order."
     def __init__(self, s, k, device, value_range, seed):
@@ -51,6 +51,7 @@ def _make(make, labels, seed, like):
     if x.shape[:2] != (len(labels), like.channels): raise ValueError(f'asked for {len(labels)} films with {like.channels} channels, the generator gave {tuple(x.shape)}')
     return x
 
+# %% ../nbs/08_classification.ipynb #b87e6686
 class _Fresh:
     "Generated films made when they are needed, with labels drawn evenly."
     def __init__(self, make, like, device, value_range, seed): self.make, self.like, self.device, self.value_range, self._rng = make, like, device, value_range, rng(seed)
@@ -61,7 +62,7 @@ class _Fresh:
     def state_dict(self): return dict(rng=self._rng.get_state())
     def load_state_dict(self, state): self._rng.set_state(state['rng'].cpu())
 
-# %% ../nbs/08_classification.ipynb #4c05562c
+# %% ../nbs/08_classification.ipynb #fc2fe167
 class MixedLoader(ResidentLoader):
     "Batches of real and generated films, with the batch size and the steps per epoch that the real ones alone would have."
     def __init__(self,
@@ -91,6 +92,7 @@ class MixedLoader(ResidentLoader):
         return torch.cat([x, gx])[at], torch.cat([y, gy])[at]
     def __iter__(self): return (self._mix(x, y) for x, y in ResidentLoader.__iter__(self))
 
+# %% ../nbs/08_classification.ipynb #27c1749f
 def _check_generated(real, generated):
     "Raises when generated films cannot stand beside the real ones."
     if not isinstance(generated, ImageSet):
@@ -100,7 +102,7 @@ def _check_generated(real, generated):
     if generated.classes != real.classes: raise ValueError(f'found classes {generated.classes} among the generated films, expected those of the real ones in their order, {real.classes}: use .only(...)')
     if generated.images.shape[1:] != real.images.shape[1:]: raise ValueError(f'found generated films {tuple(generated.images.shape[1:])} beside real ones {tuple(real.images.shape[1:])}, expected one shape: bring both to the smaller size with .resized(size)')
 
-# %% ../nbs/08_classification.ipynb #082ca30d
+# %% ../nbs/08_classification.ipynb #a0e6d8db
 @patch
 def one_batch(self:MixedLoader):
     "The first batch of the epoch to come; nothing moves on."
@@ -131,6 +133,7 @@ def load_state_dict(self:MixedLoader, state):
     "Go on where `state_dict` was taken."
     ResidentLoader.load_state_dict(self, state); self._made.load_state_dict(state['generated']); self._keep.set_state(state['keep'].cpu())
 
+# %% ../nbs/08_classification.ipynb #e0d6eda9
 def mixed_loaders(
     train:ImageSet, # real films to learn from
     valid:ImageSet, # real films to check on; None checks on the training films
@@ -146,7 +149,7 @@ def mixed_loaders(
     dl = MixedLoader(train, generated, bs, share, mixing, device, seed=seed) if share else ResidentLoader(train, bs, device=device, seed=seed)
     return DataLoaders(dl, ResidentLoader(train if valid is None else valid, bs, shuffle=False, device=device), device=device)
 
-# %% ../nbs/08_classification.ipynb #55a207c6
+# %% ../nbs/08_classification.ipynb #a3bf6f3b
 @dataclass(frozen=True)
 class Result:
     "One trained classifier on the test films."
@@ -178,6 +181,7 @@ class Result:
         if empty := [c for c, n in zip(self.classes, m.sum(1)) if n == 0]: raise ValueError(f"no films of {', '.join(empty)} to test: their recall does not exist; add films or leave the class out with .only(...)")
     def to_dict(self)->dict: return {**asdict(self), **{k: getattr(self, k) for k in ('n', 'accuracy', 'recall', 'precision', 'never_predicted')}}
 
+# %% ../nbs/08_classification.ipynb #9c87a7c4
 def scores(
     y_true, # (n,) class numbers
     y_pred, # (n,) class numbers
@@ -202,7 +206,7 @@ def mean_std(
     if not len(v): raise ValueError('found no runs, expected at least one')
     return v.mean(0).tolist(), v.std(0).tolist()
 
-# %% ../nbs/08_classification.ipynb #645e414a
+# %% ../nbs/08_classification.ipynb #1217da7e
 @dataclass(frozen=True)
 class Summary:
     "One arm over its seeds: means and population standard deviations."
@@ -230,6 +234,7 @@ def summarise(
     pairs = lambda rs, f: tuple(zip(*mean_std([getattr(r, f) for r in rs])))
     return [Summary(a, tuple(r.seed for r in rs), rs[0].n, rs[0].classes, mean_std([r.accuracy for r in rs]), pairs(rs, 'recall'), pairs(rs, 'precision')) for a, rs in arms.items()]
 
+# %% ../nbs/08_classification.ipynb #727dc4df
 def results_table(
     results, # of `run_arms`
 )->str:
@@ -247,7 +252,7 @@ def results_table(
     notes = [f'{c} was never predicted in {k} of {len(results)} runs: precision 0 there' for c, k in never.items() if k]
     return '\n'.join([', '.join(filter(None, head)), *aligned(cells), *notes])
 
-# %% ../nbs/08_classification.ipynb #d4d3d616
+# %% ../nbs/08_classification.ipynb #0fff4935
 def plot_confusion(
     results, # one Result, or several of one arm, which are added up
     title:str=None, # stands above; None names the arm and the number of films
@@ -267,6 +272,7 @@ def plot_confusion(
     ax.set_title(title or f"{rs[0].arm}, {rs[0].n} films{f', {len(rs)} runs' if len(rs) > 1 else ''}", fontsize=9)
     return ax
 
+# %% ../nbs/08_classification.ipynb #df87a3fb
 def plot_arms(
     results, # of `run_arms`
     ax=None, # draw here instead of in a new figure
@@ -329,7 +335,7 @@ def fill_up(
     if generated is None: return ImageSet.concat(real, real[torch.cat([i[torch.randperm(len(i), generator=g)].repeat(n//max(len(i), 1))[:k] for i, k in zip(own, lack)])])
     return ImageSet.concat(real, _with_labels(generated, torch.arange(real.n_classes).repeat_interleave(lack), seed, real))
 
-# %% ../nbs/08_classification.ipynb #2befe89d
+# %% ../nbs/08_classification.ipynb #27a352f0
 class BestEpoch(TrackerCallback):
     "Stops when the validation loss has not fallen for some epochs, and puts the weights of the best epoch back; in memory and without a word."
     def __init__(self,
@@ -351,6 +357,7 @@ def _fit(net, dls, epochs, lr, seed, patience, progress=False):
     "One cycle, or with `patience` a constant rate, early stopping and the best weights."
     return fit_classifier(net, dls, epochs, lr, seed, patience and [BestEpoch(patience)], patience is None, progress)
 
+# %% ../nbs/08_classification.ipynb #0c0e605c
 @contextmanager
 def _still(net):
     "Eval mode inside; afterwards each module has its own mode again."

@@ -43,7 +43,7 @@ def main():
     "Entry point of `cxr-gan`."
     app()
 
-# %% ../nbs/15_cli.ipynb #9e17c013
+# %% ../nbs/15_cli.ipynb #5f396fc5
 def films(
     source:str, # folder, .npz file, or phantom:N
     size:int=128, # side, in pixels
@@ -69,6 +69,7 @@ def _extractor(name, weights, train, device, seed=0):
     from cxr_gan.metrics import make_extractor
     return make_extractor(name, weights, train, device, seed, cache_folder()/'features')
 
+# %% ../nbs/15_cli.ipynb #1ebb0916
 def _apart(source, train, test, share, seed):
     "Train and test films as they are, or divided here when the source has no splits and both are all of it."
     if train.files != test.files: return train, test
@@ -258,7 +259,7 @@ def load_generator(
     net, meta = load_network(_generator_folder(run), pick_device(device))
     return net, meta.get('classes') or []
 
-# %% ../nbs/15_cli.ipynb #0cbeadd9
+# %% ../nbs/15_cli.ipynb #9b6b228a
 @dataclass(frozen=True)
 class Run:
     "What a finished training left in its folder."
@@ -272,6 +273,7 @@ class Run:
     history: dict # name of a curve -> (steps,) float32
     health: dict # verdict and findings
 
+# %% ../nbs/15_cli.ipynb #72c76b7c
 def load_run(
     folder, # as left by `cxr-gan train`
     device='cpu', # where the networks go
@@ -289,7 +291,7 @@ def load_run(
     if made != judged: raise ValueError(f'{generator}: found a generator of {made}, expected {judged}, as in {folder}')
     return Run(folder, Recipe(**plan['recipe']), plan, meta['classes'], meta['steps'], g, d, read_history(folder/'history.csv'), health)
 
-# %% ../nbs/15_cli.ipynb #dcf0676b
+# %% ../nbs/15_cli.ipynb #fc13c1d9
 def _label(label, classes):
     "A class by name or number."
     if label is None: return None
@@ -297,6 +299,7 @@ def _label(label, classes):
     if label.isdigit() and int(label) < len(classes): return int(label)
     raise ValueError(f"class {label!r} is not known; expected {' or '.join(classes) or 'no label: the generator is unconditional'}")
 
+# %% ../nbs/15_cli.ipynb #e841a6ae
 @command
 def generate(
     run:Path=typer.Argument(..., help='folder of a run'),
@@ -339,7 +342,7 @@ def ensemble(
     net, meta = join_generators(map(_generator_folder, generators))
     save_network(net, out, **meta); say(f'{net.members} generators as one, in {out}')
 
-# %% ../nbs/15_cli.ipynb #00ae2d2f
+# %% ../nbs/15_cli.ipynb #36691890
 @command
 def evaluate(
     real:str=typer.Option(..., help='folder, .npz file, or phantom:N; its test split is the reference, its train split gives the floor'),
@@ -363,6 +366,7 @@ def evaluate(
     print(table(rows))
     if json_file: save_json(dict(real=real, fake=fake, truncation=truncation, scores=[r.to_dict() for r in rows]), json_file)
 
+# %% ../nbs/15_cli.ipynb #67941656
 def _fakes(fake, device, truncation):
     "A sampler from a run, or fixed films from a folder; their size, and their classes when the run knows them."
     if str(fake).startswith('hf:') or (Path(fake)/'generator').is_dir() or (Path(fake)/'model.safetensors').is_file():
@@ -522,7 +526,7 @@ def write_page(
     with whole_file(path) as tmp:
         Path(tmp).write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>{body}</html>', encoding='utf-8')
 
-# %% ../nbs/15_cli.ipynb #f967b5ac
+# %% ../nbs/15_cli.ipynb #fa072675
 _GANS = dict(lean='no uncertainty', lean_max='uncertainty max') # what the demo trains
 
 def _demo_gan(name, r, train, size, steps, seed, device, out):
@@ -553,6 +557,7 @@ def _demo_figures(train, test, gans, pools, ex):
     figs['t-SNE'] = plot_tsne(joint_embedding(sets, train.classes, perplexity=min(30, len(sets)*n/4), features=ex.name))[0].figure
     return figs
 
+# %% ../nbs/15_cli.ipynb #20414039
 def _demo_page(out, data, train, test, steps, figs, scores, results, seed):
     "The demo's page, in the order of the path."
     from cxr_gan.classification import results_table

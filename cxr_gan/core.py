@@ -87,7 +87,7 @@ def check_size(
         raise ValueError(f"size {size!r}: expected a power of two from {smallest} up; try {' or '.join(map(str, near))}")
     return k
 
-# %% ../nbs/00_core.ipynb #ee30fed6
+# %% ../nbs/00_core.ipynb #d713fe1c
 @contextmanager
 def whole_file(
     path, # the file to write; its folder is made
@@ -110,6 +110,7 @@ def _umask():
     m = os.umask(0); os.umask(m)
     return m
 
+# %% ../nbs/00_core.ipynb #ba632c84
 def save_json(
     obj, # plain dicts, lists, numbers, strings
     path, # file to write
@@ -126,7 +127,7 @@ def aligned(
     rows = list(rows); wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ['  '.join(f'{v:<{w}}' for v, w in zip(row, wide)).rstrip() for row in rows]
 
-# %% ../nbs/00_core.ipynb #23d288e2
+# %% ../nbs/00_core.ipynb #61bc3d35
 def tile(
     x:Tensor, # uint8 (n,c,h,w), c 1 or 3
     cols:int, # pictures in a row
@@ -139,6 +140,7 @@ def tile(
     sheet[:n, :, :h, :w] = x
     return sheet.view(rows, cols, c, h+pad, w+pad).permute(2, 0, 3, 1, 4).reshape(c, rows*(h+pad), cols*(w+pad))[:, :rows*(h+pad)-pad, :cols*(w+pad)-pad]
 
+# %% ../nbs/00_core.ipynb #a5ac5d4b
 def show_grid(
     x:Tensor, # uint8 (n,c,h,w), or floats in `value_range`
     cols:int=8, # pictures in a row
@@ -162,7 +164,7 @@ def show_grid(
     if title: ax.set_title(title, fontsize=9)
     return ax
 
-# %% ../nbs/00_core.ipynb #4fbae216
+# %% ../nbs/00_core.ipynb #6112069d
 def plot_curves(
     curves:dict, # name -> values, or name -> (x, values)
     xlabel:str='step', # unit of the horizontal axis
@@ -185,6 +187,7 @@ def plot_curves(
     if title: ax.set_title(title, fontsize=9)
     return ax
 
+# %% ../nbs/00_core.ipynb #8f8e43b4
 def ema(
     values, # numbers in order
     beta:float, # weight of the past, in [0,1)

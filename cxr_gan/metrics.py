@@ -42,7 +42,7 @@ def _pair(
     if a.shape[1] != b.shape[1]: raise ValueError(f'found features of {a.shape[1]} and {b.shape[1]} dimensions, expected the same extractor for both sets')
     return a, b
 
-# %% ../nbs/07_metrics.ipynb #461043b3
+# %% ../nbs/07_metrics.ipynb #89c5ac40
 def _trace_gram(
     a:np.ndarray, # (n,d), centred
     b:np.ndarray, # (m,d), centred
@@ -61,6 +61,7 @@ def _trace_cholesky(
     try: return float(np.sqrt(scipy.linalg.eigh(sa, sb, type=2, eigvals_only=True, driver='gv', check_finite=False).clip(0)).sum())
     except np.linalg.LinAlgError: return _trace_gram(a, b)
 
+# %% ../nbs/07_metrics.ipynb #c1a8ffbd
 def frechet_distance(
     a:Tensor, # (n,d) features
     b:Tensor, # (m,d) features
@@ -72,7 +73,7 @@ def frechet_distance(
     trace = (_trace_gram if min(n, m) < a.shape[1] else _trace_cholesky)(a, b)
     return float(max(0., gap@gap + (a*a).sum()/n + (b*b).sum()/m - 2*trace/np.sqrt(n*m)))
 
-# %% ../nbs/07_metrics.ipynb #0213b0a2
+# %% ../nbs/07_metrics.ipynb #3e8b2d12
 def _kernel(a, b):
     "(a'b/d + 1)^3 for all pairs."
     k = a@b.T/a.shape[1]+1
@@ -90,6 +91,7 @@ def _subset_sums(
     for i in range(0, len(a), step): out += ((rows[:, i:i+step]@_kernel(a[i:i+step], b))*cols).sum(1)
     return out
 
+# %% ../nbs/07_metrics.ipynb #448e8ce5
 def kernel_distance(
     a:Tensor, # (n,d) features
     b:Tensor, # (m,d) features
@@ -179,7 +181,7 @@ class Extractor:
         if self.head is None: raise ValueError(f'extractor {self.name} has no classes: an Inception score needs a classifier')
         with torch.no_grad(): return self.head(features.to(self.device)).float().softmax(1).cpu()
 
-# %% ../nbs/07_metrics.ipynb #b0afd0d9
+# %% ../nbs/07_metrics.ipynb #a6a0b664
 def _digest(
     tensors:dict, # names and tensors
 )->str: # 64 hexadecimal digits
@@ -205,6 +207,7 @@ def _kept(
     except OSError: pass # a place that cannot be written to costs time, not the number
     return f
 
+# %% ../nbs/07_metrics.ipynb #eec2e816
 def pixels_extractor(
     size:int=32, # side that the images are brought to
     device=None, # where
@@ -213,7 +216,7 @@ def pixels_extractor(
     encode = lambda x: to_float(resize(x, size), (0, 1)).flatten(1)
     return Extractor('pixels', encode, f'{size} bilinear antialias', size, device=device, bs=256)
 
-# %% ../nbs/07_metrics.ipynb #e5bfb4f3
+# %% ../nbs/07_metrics.ipynb #529171ce
 def _read_weights(
     path, # .pth/.pt of tensors, or .safetensors
 )->tuple: # state dict, first 8 digits of the file's SHA-256
@@ -229,6 +232,7 @@ def _read_weights(
         raise ValueError(f'{path.name} holds {type(state).__name__}, expected a state dict: names and tensors, nothing else')
     return state, hashlib.sha256(data).hexdigest()[:8]
 
+# %% ../nbs/07_metrics.ipynb #b976f16e
 def _fetch(
     url:str, # ends in NAME-HASH.pth
     name:str, # the extractor that needs it
@@ -245,7 +249,7 @@ def _fetch(
     with whole_file(path) as tmp: tmp.write_bytes(data)
     return path
 
-# %% ../nbs/07_metrics.ipynb #4cbaa6d9
+# %% ../nbs/07_metrics.ipynb #db05c813
 _MEAN, _STD = (.485, .456, .406), (.229, .224, .225)
 
 def _build(name, device=None):
@@ -279,6 +283,7 @@ def _pooled(
     setattr(net.get_submodule(parent), leaf, nn.Identity())
     return net
 
+# %% ../nbs/07_metrics.ipynb #cb417ad3
 def network_extractor(
     name:str='squeezenet1_0', # a torchvision classifier
     weights=None, # weight file; None downloads torchvision's first published one
@@ -303,6 +308,7 @@ def network_extractor(
     how = f"{size} bilinear antialias{f', rotated {rotate}' if rotate else ''}{'' if own == (_MEAN, _STD) else f', mean {own[0]}, std {own[1]}'}"
     return Extractor(name, encode, how, size, sha, device=device, bs=bs)
 
+# %% ../nbs/07_metrics.ipynb #2370f83b
 def _url(name):
     import torchvision
     return torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
@@ -344,7 +350,7 @@ def inception_extractor(
     head = (lambda f: f@net.fc.weight.T) if layer == '2048' else None
     return Extractor('inception' if layer == '2048' else f'inception-{layer}', encode, '299 bilinear as TensorFlow 1', 299, sha, head, device, bs)
 
-# %% ../nbs/07_metrics.ipynb #42d2758c
+# %% ../nbs/07_metrics.ipynb #f4ae1d28
 @contextmanager
 def _own_seed(
     seed:int, # of everything drawn inside
@@ -356,6 +362,7 @@ def _own_seed(
         with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []): set_seed(seed); yield
     finally: random.setstate(state[0]); np.random.set_state(state[1])
 
+# %% ../nbs/07_metrics.ipynb #cf0a2878
 def fit_classifier(
     net:nn.Module, # (n,c,h,w) in [-1,1] -> logits; trained in place, left in eval mode
     dls, # fastai `DataLoaders`, e.g. from `resident_loaders`
@@ -377,6 +384,7 @@ def fit_classifier(
             learn.fit_one_cycle(epochs, lr) if one_cycle else learn.fit(epochs, lr)
     return learn
 
+# %% ../nbs/07_metrics.ipynb #0f4e6aae
 def domain_extractor(
     train:ImageSet, # real training split, at least two classes
     epochs:int=10, # passes over it
@@ -417,7 +425,7 @@ def make_extractor(
     e.cache = cache
     return e
 
-# %% ../nbs/07_metrics.ipynb #0c134091
+# %% ../nbs/07_metrics.ipynb #ca65f0c5
 @dataclass(frozen=True)
 class Score:
     "One measured number with everything it depends on."
@@ -441,6 +449,7 @@ class Score:
 
 _CONTEXT = ('extractor', 'd', 'weights', 'resize', 'n_real', 'n_fake', 'size', 'reference')
 
+# %% ../nbs/07_metrics.ipynb #1728a12c
 def check_comparable(
     *scores, # of one metric
 ):
@@ -463,7 +472,7 @@ def table(
     row = lambda l: '  '.join(f'{v:<{w}}' if i in (0, 2) else f'{v:>{w}}' for i, (v, w) in enumerate(zip(l, wide))).rstrip()
     return '\n'.join(row(l) if isinstance(l, tuple) else l for l in lines)
 
-# %% ../nbs/07_metrics.ipynb #a9db390f
+# %% ../nbs/07_metrics.ipynb #1a4f4f03
 def class_labels(
     counts, # films of each class in the reference
     n:int, # how many labels
@@ -483,6 +492,7 @@ def _labels_like(
     if reference.several: return reference.labels[torch.randperm(len(reference), generator=rng(seed))[torch.arange(n) % len(reference)]]
     return class_labels(list(reference.counts().values()), n)
 
+# %% ../nbs/07_metrics.ipynb #69f93b27
 def _floor_films(
     reference:ImageSet, # what the fakes are compared with
     train:ImageSet, # other real films
@@ -515,7 +525,7 @@ def _values(
     if getattr(extractor, 'head', None) is not None: out['inception score'] = inception_score(extractor.probs(fake))[0], None
     return out
 
-# %% ../nbs/07_metrics.ipynb #dbd03606
+# %% ../nbs/07_metrics.ipynb #25979355
 def _fake_sets(
     make, # callable or fixed images
     reference:ImageSet, # gives the class proportions
@@ -536,6 +546,7 @@ def _fake_sets(
             if len(x) != len(labels): raise ValueError(f'asked the generator for {len(labels)} images, found {len(x)}')
             yield x
 
+# %% ../nbs/07_metrics.ipynb #7bce08f0
 def real_floor(
     reference:ImageSet, # e.g. the test split
     train:ImageSet, # other real films, e.g. the training split
@@ -565,6 +576,7 @@ def _scores(
     columns = {m: list(zip(*(s[m] for s in sets))) for m in sets[0]} # values, spreads over subsets
     return [Score(m, mean(v), std(v), floor[m] if floor else None, mean(sub), *setting) for m, (v, sub) in columns.items()]
 
+# %% ../nbs/07_metrics.ipynb #0887b6c2
 def evaluate_images(
     make, # (n, labels, seed) -> uint8 (n,c,s,s), asked once per latent set; or uint8 (n,c,s,s), one fixed set
     reference:ImageSet, # real films to compare with, e.g. the test split

@@ -103,7 +103,7 @@ def networks(
         return build(name, **{**{k: v for k, v in found.items() if cond or k != 'n_classes'}, **args})
     return make(r.generator, r.g_args), make(r.discriminator, r.d_args)
 
-# %% ../nbs/11_recipes.ipynb #8f584334
+# %% ../nbs/11_recipes.ipynb #78886017
 def learner(
     r:Recipe, # which system
     train:ImageSet, # the films, brought to the size asked
@@ -127,6 +127,7 @@ def learner(
     l.recipe = asdict(r)
     return l
 
+# %% ../nbs/11_recipes.ipynb #50dc061e
 def _subset(train, r):
     "The films of the classes that a recipe is for."
     try: return train.only(list(r.subset))

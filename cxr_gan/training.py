@@ -34,7 +34,7 @@ from .core import plot_curves, rng, save_json, save_png, show_grid, tile, to_byt
 from .losses import Term, Turn, objective, term
 from .uncertainty import Judgement, Uncertainty, judge_once, mc_dropout
 
-# %% ../nbs/06_training.ipynb #ac1d46b9
+# %% ../nbs/06_training.ipynb #c4777d7e
 def even_labels(
     n:int, # how many
     n_classes:int, # 0 for an unconditional generator
@@ -53,6 +53,7 @@ def _labels(labels, n, k):
     if len(y) != n or (n and not 0 <= int(y.min()) <= int(y.max()) < k): raise ValueError(f'found {len(y)} labels from {y.tolist()[:8]}, expected {n} whole numbers from 0 to {k-1}')
     return y
 
+# %% ../nbs/06_training.ipynb #cdaecc3f
 @torch.no_grad()
 def sample(
     net:Network, # generator
@@ -71,7 +72,7 @@ def sample(
     finally: net.train(was)
     return torch.cat(out) if out else torch.empty(0, net.channels, net.size, net.size, dtype=torch.uint8), y
 
-# %% ../nbs/06_training.ipynb #a581e263
+# %% ../nbs/06_training.ipynb #d83ad495
 class GANPair(nn.Module):
     "A generator, a discriminator, the generator's moving average (or None) and the augmentation (or None); what the `Learner` holds as its model."
     def __init__(self,
@@ -95,6 +96,7 @@ class GANPair(nn.Module):
         "The generator to show and to measure."
         return self.generator if self.average is None else self.average
 
+# %% ../nbs/06_training.ipynb #5e78619b
 @patch
 @torch.no_grad()
 def update_average(self:GANPair,
@@ -229,7 +231,7 @@ def _fits(dls, generator, discriminator, uncertainty, n_disc, simultaneous, opti
 
 def _no_loss(*args): raise RuntimeError('a GANLearner computes its two losses itself')
 
-# %% ../nbs/06_training.ipynb #a83503c0
+# %% ../nbs/06_training.ipynb #7d83eca8
 @patch
 def _device(self:GANLearner): return torch.device(getattr(self.dls, 'device', None) or 'cpu')
 
@@ -247,6 +249,7 @@ def precision(self:GANLearner):
     "The autocast context of the networks' forward passes."
     return torch.autocast(next(self.model.parameters()).device.type, self.amp, enabled=self.amp is not None)
 
+# %% ../nbs/06_training.ipynb #e465cf87
 @patch
 def judge(self:GANLearner, x:Tensor, y:Optional[Tensor], twice:bool=False)->Judgement:
     "The discriminator's judgement of images (n,c,h,w) as they are, through the passes of `uncertainty`; `twice` when it will be differentiated twice, which only the network as it is can be."
@@ -258,6 +261,7 @@ def show(self:GANLearner, x:Tensor)->Tensor:
     "Images as the discriminator gets to see them."
     return x if self.model.augment is None else self.model.augment(x)
 
+# %% ../nbs/06_training.ipynb #47421a55
 @patch
 def draw_labels(self:GANLearner, n:int, y:Tensor)->Optional[Tensor]:
     "Labels for n fakes: the films' own for a loss that compares pairs, a random film's where films have several findings, even over the classes otherwise."
@@ -274,7 +278,7 @@ def make_fakes(self:GANLearner, n:int, y:Tensor=None, latents=None)->tuple:
     y = self.draw_labels(n, torch.empty(0, dtype=torch.long, device=dev) if y is None else y) if g.conditional else None
     with self.precision(): return self._fast_generator((latents or g.latents)(n, dev), y).float(), y
 
-# %% ../nbs/06_training.ipynb #4d6b58a2
+# %% ../nbs/06_training.ipynb #ee3fb6ab
 @patch
 def due(self:GANLearner)->list:
     "The terms that the discriminator is charged at this step."
@@ -291,6 +295,7 @@ def charge(self:GANLearner, side:str, turn:Turn)->Tensor:
         total = total+value
     return total
 
+# %% ../nbs/06_training.ipynb #90849ccc
 @patch
 def d_loss(self:GANLearner, turn:Turn)->Tensor:
     "What the discriminator minimises."
@@ -309,6 +314,7 @@ def g_loss(self:GANLearner, turn:Turn)->Tensor:
     self.stats['g_loss'] = loss.detach()
     return loss
 
+# %% ../nbs/06_training.ipynb #07aa393f
 @patch
 @torch.no_grad()
 def _note(self:GANLearner, real:Judgement, fake:Judgement, **losses):
@@ -319,7 +325,7 @@ def _note(self:GANLearner, real:Judgement, fake:Judgement, **losses):
         u_real=real.u.mean(), u_fake=fake.u.mean(), epistemic_fake=fake.parts.epistemic.mean(), **losses)
     self.stats = {k: v.detach() for k, v in self.stats.items()}
 
-# %% ../nbs/06_training.ipynb #3f0c2f66
+# %% ../nbs/06_training.ipynb #a061cc41
 @patch
 def _do_one_batch(self:GANLearner):
     "One discriminator step and, every `n_disc` batches, one generator step."
@@ -349,6 +355,7 @@ def _both_turns(self:GANLearner, turn:Turn):
     if g_too: self.model.update_average(self.steps//self.n_disc)
     if hasattr(self.model.augment, 'update'): self.model.augment.update(turn.real.mean_logit.detach(), turn.fake.mean_logit.detach())
 
+# %% ../nbs/06_training.ipynb #c02429d9
 @patch
 def _second_turn(self:GANLearner, turn:Turn)->Turn:
     "The turn as the generator meets it: the discriminator has moved, and judges the fakes again."
@@ -358,7 +365,7 @@ def _second_turn(self:GANLearner, turn:Turn)->Turn:
     with torch.no_grad(): real = self.judge(turn.x, turn.y) if self.objective.sees_real else None
     return turn._replace(real=real, fake=self.judge(turn.x_fake, turn.y_fake))
 
-# %% ../nbs/06_training.ipynb #ca62193c
+# %% ../nbs/06_training.ipynb #cb7af99c
 @patch
 def _apply(self:GANLearner, *pairs):
     "fastai's backward-and-step, events included, for (loss, parameters) pairs."
@@ -378,6 +385,7 @@ def _step(self:GANLearner):
         if (norm := _clip(net.parameters(), o)) is not None: self.stats[name] = norm
     self.scaler.step(self.opt.opt); self.scaler.update()
 
+# %% ../nbs/06_training.ipynb #c8be64fa
 @patch
 def all_batches(self:GANLearner):
     "The batches of an epoch, until one of the callbacks sets `stop`."
@@ -390,7 +398,7 @@ def all_batches(self:GANLearner):
 def _do_epoch_validate(self:GANLearner, ds_idx=1, dl=None):
     "A GAN has no loss on held-out films: it is measured by distances, in the chapter on metrics."
 
-# %% ../nbs/06_training.ipynb #a7eff9cf
+# %% ../nbs/06_training.ipynb #e813eaea
 class Budget(Callback):
     "Stop after so many steps in all or so many minutes of this fit, whichever is first."
     order = 70 # after the recorder and the log
@@ -405,6 +413,7 @@ class Budget(Callback):
     def after_epoch(self):
         if self.stop: raise CancelFitException
 
+# %% ../nbs/06_training.ipynb #f0e2b360
 @patch
 def fit_for(self:GANLearner,
     epochs:int=None, # in all
@@ -509,7 +518,7 @@ def plot_history(self:GANLearner,
     axs[1].set_ylim(0, 1.05); axs[2].set_ylim(0, .26); fig.tight_layout()
     return fig
 
-# %% ../nbs/06_training.ipynb #9db88510
+# %% ../nbs/06_training.ipynb #a4a9b77f
 def save_network(
     net:Network, # any network of `NETWORKS`
     folder, # made if it is not there
@@ -520,6 +529,7 @@ def save_network(
     with whole_file(folder/'model.safetensors') as tmp: save_file({k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}, tmp)
     save_json(dict(network=type(net).__name__, config=net.config, **extra), folder/'config.json')
 
+# %% ../nbs/06_training.ipynb #cee26cc6
 _FILES = ('config.json', 'model.safetensors')
 
 def _fetched(name, revision):
@@ -544,6 +554,7 @@ def load_network(
     net.load_state_dict(_tensors(folder/'model.safetensors')[0])
     return net.to(device).eval(), meta
 
+# %% ../nbs/06_training.ipynb #edcd7d61
 @patch
 def save_pretrained(self:Network, folder, **extra):
     "`save_network` under the name that the hub's users know."
@@ -651,7 +662,7 @@ def load_tree(
         return [fill(v) for v in o] if isinstance(o, list) else o
     return fill(json.loads(meta['tree']))
 
-# %% ../nbs/06_training.ipynb #da4aaeeb
+# %% ../nbs/06_training.ipynb #c531fb3d
 def processes():
     "Which process this is and how many train together: (rank, world), (0, 1) for one alone."
     together = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -662,6 +673,7 @@ def _gathered(value): # one for each process, in all of them
     if world > 1: torch.distributed.all_gather_object(out, value)
     return out
 
+# %% ../nbs/06_training.ipynb #fab58755
 def _random_states():
     kind, keys, *rest = np.random.get_state()
     return dict(python=random.getstate(), numpy=[kind, torch.from_numpy(keys.astype(np.int64)), *rest], torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
@@ -672,6 +684,7 @@ def _set_random_states(s):
     torch.set_rng_state(s['torch'])
     if s['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(s['cuda'])
 
+# %% ../nbs/06_training.ipynb #3444d169
 def _settings(module): # what a module was told when it was made, as far as it is plain; what it learns stands in its buffers
     return module and [type(module).__name__, {k: v for k, v in vars(module).items() if k[0] != '_' and k != 'training' and isinstance(v, (int, float, str))}]
 
@@ -686,6 +699,7 @@ def _made_of(self:GANLearner):
 def _versions(): return {k: importlib.metadata.version(k) for k in ('torch', 'fastai')}
 def _older(path): return Path(path).with_stem(f'{Path(path).stem}_previous')
 
+# %% ../nbs/06_training.ipynb #d2988b28
 @patch
 def save_checkpoint(self:GANLearner,
     path, # the file to write; the one that stood there is kept as `NAME_previous`
@@ -699,6 +713,7 @@ def save_checkpoint(self:GANLearner,
     save_tree(dict(format=3, versions=_versions(), made_of=self._made_of(), steps=self.steps, model=dict(self.model.state_dict()), opt=[[k, v] for k, v in opt['state'].items()], groups=opt['param_groups'], terms=[t.state_dict() for t in self.terms], callbacks=self.cb_states,
         scaler=self.scaler.state_dict(), random=random, loader=self.dls.train.state_dict(), history=torch.stack(self.history) if self.history else torch.empty(0, len(self.curve_names))), path, _older(path))
 
+# %% ../nbs/06_training.ipynb #28047407
 def _read_checkpoint(path, say):
     "The state in `path`, or if that is missing or damaged the one before."
     try: return load_tree(path)
@@ -730,6 +745,7 @@ def load_checkpoint(self:GANLearner,
     self.dls.train.load_state_dict(s['loader']); _set_random_states(s['random'][processes()[0]])
     return self
 
+# %% ../nbs/06_training.ipynb #d7df9649
 class Checkpoint(Callback):
     "Write a checkpoint every so many steps and at the end of each fit."
     order = 80

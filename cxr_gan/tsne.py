@@ -166,7 +166,7 @@ def plot_tsne(
     else: axes[0].set_xlabel(axes[0].get_xlabel()+'\n'+made.replace(', perplexity', '\nperplexity'), fontsize=7)
     return axes
 
-# %% ../nbs/09_tsne.ipynb #df794db2
+# %% ../nbs/09_tsne.ipynb #70f524f9
 def even_sets(
     sets:dict, # name -> ImageSet, the real films first
     n:Optional[int]=None, # films of each class and set, at most; None takes all that every set has
@@ -184,6 +184,7 @@ def even_sets(
     pick = lambda s: torch.cat([(s.labels == c).nonzero()[:k, 0] for c, k in enumerate(least.tolist())])
     return {name: s[pick(s)].resized(size) for name, s in sets.items()}
 
+# %% ../nbs/09_tsne.ipynb #6729cad0
 def embed_films(
     sets:dict, # name -> ImageSet, the real films first
     extractor, # uint8 (n,c,h,w) -> features (n,d)

@@ -99,7 +99,7 @@ def vmap_passes(
     fields = iter(torch.vmap(one, randomness='different')(torch.empty(T, device=x.device)))
     return Verdict(*[next(fields) if t else None for t in there])
 
-# %% ../nbs/05_uncertainty.ipynb #97fbff4e
+# %% ../nbs/05_uncertainty.ipynb #21b7e244
 class Passes(NamedTuple):
     "Logits of T passes and the logarithms of their weights, which sum to one."
     verdict: Verdict # with (T,n,...) in every field
@@ -116,6 +116,7 @@ def head_moments(
     h, w, p = net.features(x, y), net.head.weight(y), net.head.drop.p*net.head.drop.active
     return (h*w).sum(1)+net.head.linear.bias, p/(1-p)*(h.square()*w.square()).sum(1)
 
+# %% ../nbs/05_uncertainty.ipynb #8630d0b9
 _made = {} # a copy to a GPU at every step would be dear
 def _hermite(nodes, dtype, device):
     "Nodes, and logarithms of weights that sum to one, (nodes,1) each."
@@ -161,7 +162,7 @@ def mean_logit(
 
 READINGS = {f.__name__: f for f in (mean_prob, mean_loss, mean_logit)}
 
-# %% ../nbs/05_uncertainty.ipynb #b0ad3b52
+# %% ../nbs/05_uncertainty.ipynb #be79ad77
 class Judgement(NamedTuple):
     "What T passes say of n images."
     verdict: Verdict # for the objective
@@ -182,6 +183,7 @@ def judge_once(
     with torch.no_grad(): p = v.logit.sigmoid()[None]
     return Judgement(v, v.logit, plug_in(p), uncertainty_parts(p))
 
+# %% ../nbs/05_uncertainty.ipynb #0b2583f4
 @dataclass(frozen=True)
 class Uncertainty:
     "How to ask a discriminator with dropout, and what to do with its doubt."
@@ -202,7 +204,7 @@ class Uncertainty:
         if self.passes == 'analytic' and self.reading == 'mean_loss': raise ValueError("reading 'mean_loss' needs equal passes: expected passes 'batched' or 'vmap'")
         if self.alpha < 0: raise ValueError(f"alpha {self.alpha}: expected 0 or more; the sign is chosen by mode='min' or 'max'")
 
-# %% ../nbs/05_uncertainty.ipynb #aee1dd14
+# %% ../nbs/05_uncertainty.ipynb #aef61e34
 @patch
 def check(self:Uncertainty,
     net:nn.Module, # discriminator
@@ -230,6 +232,7 @@ def judge(self:Uncertainty,
     epistemic = (w*(p-m).square()).sum(0).detach()
     return Judgement(Verdict(read(v.logit), read(v.pixels), classes), (w*v.logit).sum(0), u, Parts((m*(1-m)).detach()-epistemic, epistemic))
 
+# %% ../nbs/05_uncertainty.ipynb #81c64d3a
 @patch
 def discriminator(self:Uncertainty,
     real:Judgement, # of real images
