@@ -65,7 +65,7 @@ def count_parameters(
     "Number of trainable parameters; running statistics are buffers and not counted."
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
-# %% ../nbs/04_architectures.ipynb #cf406d9e
+# %% ../nbs/04_architectures.ipynb #47db8a38
 def check_labels(
     y:Optional[Tensor], # (n,) long, (n,n_classes) floating point, or None
     n_classes:int, # 0 for an unconditional network
@@ -74,10 +74,15 @@ def check_labels(
 ):
     "Raises ValueError when labels and network do not fit."
     if n_classes and y is None: raise ValueError(f'this {who} is conditional: found no labels, expected {n} whole numbers from 0 to {n_classes-1}')
-    if not n_classes and y is not None: raise ValueError(f'this {who} is unconditional: found labels, expected None; leave the labels out, or take a network that reads them')
+    if not n_classes and y is not None:
+        raise ValueError(
+            f'this {who} is unconditional: found labels, expected None; leave the labels out, or take a network that reads them')
     if y is not None and tuple(y.shape) != ((n, n_classes) if y.is_floating_point() else (n,)):
-        raise ValueError(f'found labels of shape {tuple(y.shape)} and type {y.dtype}, expected ({n},) whole numbers or ({n}, {n_classes}) weights in floating point')
+        raise ValueError(
+            f'found labels of shape {tuple(y.shape)} and type {y.dtype}, '
+            f'expected ({n},) whole numbers or ({n}, {n_classes}) weights in floating point')
 
+# %% ../nbs/04_architectures.ipynb #fe5d7612
 def embed_labels(
     embed:nn.Embedding, # a row a class
     y:Tensor, # (n,) long, or (n,k) floating point: weights of the classes
@@ -85,6 +90,7 @@ def embed_labels(
     "The embedding of a class, or the weighted sum of several: a multi-hot row for films with several findings, a mixture for what lies between classes."
     return y.to(embed.weight.dtype) @ embed.weight if y.is_floating_point() else embed(y)
 
+# %% ../nbs/04_architectures.ipynb #06eb63cd
 def weights_of(
     y:Tensor, # (n,) long, or (n,n_classes) floating point
     n_classes:int, # how many classes
@@ -503,7 +509,7 @@ def lean_widths(
     "Channels that double towards the coarse maps, up to a limit."
     return [min(widest, width*size//(4*2**i)) for i in range(check_size(size)-1)]
 
-# %% ../nbs/04_architectures.ipynb #57d6516c
+# %% ../nbs/04_architectures.ipynb #5a0c6648
 class LeanGenerator(Network):
     "Linear stem, then nearest upsampling, 3x3 convolution, batch norm, LeakyReLU from 4 pixels up; tanh."
     def __init__(self,
@@ -518,9 +524,12 @@ class LeanGenerator(Network):
         super().__init__(size=size, channels=channels, n_classes=n_classes, width=width, widest=widest, nz=nz, n_embed=n_embed)
         nfs = lean_widths(size, width, widest)
         self.embed = nn.Embedding(n_classes, n_embed) if n_classes else None
-        self.stem = nn.Sequential(nn.Linear(nz+n_embed*bool(n_classes), nfs[0]*16), nn.Unflatten(1, (nfs[0], 4, 4)), nn.BatchNorm2d(nfs[0]), lrelu())
+        self.stem = nn.Sequential(
+            nn.Linear(nz+n_embed*bool(n_classes), nfs[0]*16), nn.Unflatten(1, (nfs[0], 4, 4)), nn.BatchNorm2d(nfs[0]), lrelu())
         def up(ni, no): return [nn.Upsample(scale_factor=2), nn.Conv2d(ni, no, 3, padding=1, bias=False), nn.BatchNorm2d(no), lrelu()]
-        self.body = nn.Sequential(*[l for ni, no in zip(nfs, nfs[1:]) for l in up(ni, no)], nn.Conv2d(nfs[-1], channels, 3, padding=1), nn.Tanh())
+        self.body = nn.Sequential(
+            *[l for ni, no in zip(nfs, nfs[1:]) for l in up(ni, no)],
+            nn.Conv2d(nfs[-1], channels, 3, padding=1), nn.Tanh())
     def forward(self, z:Tensor, y:Tensor=None)->Tensor:
         "(n,nz) and (n,) long -> (n,channels,size,size) in [-1,1]."
         check_labels(y, self.n_classes, len(z))

@@ -26,8 +26,9 @@ from .data import ImageSet, cramers_v, split_set
 from .judge import wilson
 from .phantom import make_phantoms
 
-# %% ../nbs/08b_audit.ipynb #5ad52db7
-_LOW = np.lexsort((np.mgrid[:32, :32][1].ravel(), np.mgrid[:32, :32].sum(0).ravel()))[1:65] # the 64 lowest frequencies of 32 x 32, without the mean
+# %% ../nbs/08b_audit.ipynb #a9c1eca9
+# the 64 lowest frequencies of 32 x 32, without the mean
+_LOW = np.lexsort((np.mgrid[:32, :32][1].ravel(), np.mgrid[:32, :32].sum(0).ravel()))[1:65]
 
 def _coefficients(x):
     "Films uint8 (n,c,h,w) -> the 64 lowest cosine coefficients of each, in units of its contrast."
@@ -40,12 +41,13 @@ def film_hashes(
     like:Optional[Tensor]=None, # films (m,c,h,w) whose medians part the bits; None: `x` itself
 )->Tensor: # bool (n,64)
     "A perceptual hash of 64 bits (Zauner 2010), each bit above or below the median of the set instead of zero. Raises TypeError for what are no bytes."
-    if x.dtype != torch.uint8 or x.dim() != 4: raise TypeError(f'found {x.dtype} of shape {tuple(x.shape)}, expected uint8 (n,c,h,w): see `to_bytes`')
+    if x.dtype != torch.uint8 or x.dim() != 4:
+        raise TypeError(f'found {x.dtype} of shape {tuple(x.shape)}, expected uint8 (n,c,h,w): see `to_bytes`')
     own = _coefficients(x)
     middle = np.median(own if like is None else _coefficients(like), axis=0) if len(x) else 0.
     return torch.from_numpy(own > middle)
 
-# %% ../nbs/08b_audit.ipynb #d7778dd9
+# %% ../nbs/08b_audit.ipynb #5434d86b
 def _fine(x, side):
     "Films without their coarse greys, (n,1,side,side)."
     t = resize(x, side).float().mean(1, keepdim=True); p = max(1, side//16)
@@ -53,8 +55,10 @@ def _fine(x, side):
 
 def _turned(t, degrees):
     "Pictures turned about their middle."
-    a = np.deg2rad(degrees); how = torch.tensor([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0]], dtype=t.dtype).expand(len(t), 2, 3)
-    return F.grid_sample(t, F.affine_grid(how, t.shape, align_corners=False), padding_mode='border', align_corners=False) if degrees else t
+    a = np.deg2rad(degrees)
+    how = torch.tensor([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0]], dtype=t.dtype).expand(len(t), 2, 3)
+    return F.grid_sample(t, F.affine_grid(how, t.shape, align_corners=False), padding_mode='border',
+        align_corners=False) if degrees else t
 
 # %% ../nbs/08b_audit.ipynb #56139cfd
 def agreement(
@@ -73,7 +77,7 @@ def agreement(
     near = lambda t: torch.fft.irfft2(t, s=(side, side)).roll((shift, shift), (2, 3))[..., :2*shift+1, :2*shift+1].amax((1, 2, 3))
     return torch.stack([near(fa*spectrum(_turned(fb, d))) for d in angles]).amax(0).clamp_max(1)
 
-# %% ../nbs/08b_audit.ipynb #7deba3f9
+# %% ../nbs/08b_audit.ipynb #2cb20598
 class Pair(NamedTuple):
     "Two films that are one."
     a:int # position of the first
@@ -86,7 +90,8 @@ class Pair(NamedTuple):
 
 def _near_pairs(bits, most, per_film=4, block=1024):
     "The nearest pairs (2,k) of hashes bool (n,64) with at most so many differing bits, and their distances; a block of rows at a time, no n x n table."
-    b, at, far, room = bits.float()*2-1, torch.zeros(2, 0, dtype=torch.long), torch.zeros(0, dtype=torch.int16), max(3000, per_film*len(bits))
+    b, at, far, room = (bits.float()*2-1, torch.zeros(2, 0, dtype=torch.long), torch.zeros(0, dtype=torch.int16),
+        max(3000, per_film*len(bits)))
     for i in range(0, len(b), block):
         d = ((64-b[i:i+block]@b[i:].T)/2).round().to(torch.int16)
         rows, cols = ((d <= most) & torch.ones_like(d, dtype=torch.bool).triu(1)).nonzero(as_tuple=True)
@@ -108,7 +113,7 @@ def likeness_limit(
     z = torch.cat([agreement(x[i], x[j]) for i, j in zip(some.split(64), fifth.split(64))]).clamp(-.999, .999).atanh()
     return float((z.median()+6*1.4826*(z-z.median()).abs().median()).tanh().clamp(.9, .98))
 
-# %% ../nbs/08b_audit.ipynb #418a7ff0
+# %% ../nbs/08b_audit.ipynb #ec8af924
 def duplicates(
     s:ImageSet, # films, with splits and classes
     bits:int=20, # of the hash that may differ before two films are not even looked at; in sets of up to 32 films all pairs are
@@ -123,7 +128,9 @@ def duplicates(
     own = torch.tensor(sorted(first.values()), dtype=torch.long); h = film_hashes(s.images)[own]
     at, far = _near_pairs(h, 64 if len(own) <= 32 else bits); at = own[at]
     score = lambda p, *how: torch.cat([agreement(s.images[i], s.images[j], *how) for i, j in zip(p[0].split(64), p[1].split(64))])
-    if at.shape[1]: keep = score(at, min(64, max(32, s.size//2)), 3, (-1.5, 0, 1.5)) > .8; at, far = at[:, keep], far[keep] # a quick look first
+    if at.shape[1]: # a quick look first
+        keep = score(at, min(64, max(32, s.size//2)), 3, (-1.5, 0, 1.5)) > .8
+        at, far = at[:, keep], far[keep]
     if not at.shape[1]: return pairs
     least, alike = likeness_limit(s.images[own], h) if least is None else least, score(at, 128)
     near = [Pair(*sorted(p), int(d), float(r), False, *apart(*p)) for p, d, r in zip(at.T.tolist(), far, alike) if r >= least]
@@ -168,14 +175,16 @@ class Association(NamedTuple):
     values:int # different ones
     example:str # the most frequent value of each class
 
-# %% ../nbs/08b_audit.ipynb #673fcd05
+# %% ../nbs/08b_audit.ipynb #66569308
 def film_columns(
     s:ImageSet, # with `info`
 )->dict: # column -> one value per film; columns that do not vary are left out
     "What is known of the files: size, mode, format, JPEG quality, bits per pixel, metadata. Numbers with more than ten values become quarters of their range."
     keys = [k for k in dict.fromkeys(k for d in s.info for k in d) if k not in ('width', 'height', 'bytes')]
-    cols = {'size': [f"{d['width']}x{d['height']}" if 'width' in d else '' for d in s.info], **{k: [d.get(k, '') for d in s.info] for k in keys}}
-    cols['bits per pixel'] = [8*d['bytes']/max(1, d['width']*d['height']) if {'bytes', 'width', 'height'} <= d.keys() else '' for d in s.info]
+    cols = {'size': [f"{d['width']}x{d['height']}" if 'width' in d else '' for d in s.info],
+        **{k: [d.get(k, '') for d in s.info] for k in keys}}
+    cols['bits per pixel'] = [8*d['bytes']/max(1, d['width']*d['height'])
+        if {'bytes', 'width', 'height'} <= d.keys() else '' for d in s.info]
     return {k: q for k, v in cols.items() if len(set(map(str, q := _quarters(v)))) > 1}
 
 def _quarters(values):
@@ -184,9 +193,10 @@ def _quarters(values):
     except ValueError: return list(values)
     if len(set(x[np.isfinite(x)])) <= 10: return list(values)
     edges = np.unique(np.nanquantile(x, [0, .25, .5, .75, 1]))
-    return [f'{edges[i]:.3g} to {edges[i+1]:.3g}' if np.isfinite(v) else '' for v, i in zip(x, np.clip(np.searchsorted(edges, x, 'right')-1, 0, len(edges)-2))]
+    return [f'{edges[i]:.3g} to {edges[i+1]:.3g}' if np.isfinite(v) else ''
+        for v, i in zip(x, np.clip(np.searchsorted(edges, x, 'right')-1, 0, len(edges)-2))]
 
-# %% ../nbs/08b_audit.ipynb #a5f56628
+# %% ../nbs/08b_audit.ipynb #dfd9b92f
 def _dealt(codes, groups, n, seed):
     "The classes dealt out again n times, patient by patient, as an iterator; films are sorted by group."
     rnd, at = np.random.default_rng(seed), np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
@@ -196,10 +206,11 @@ def _dealt(codes, groups, n, seed):
 
 def _example(values, y, names):
     "The most frequent value of each class, in words; below 5 % it says nothing."
-    most = [(c, *max(((v == values[y == i]).mean(), v) for v in set(values[y == i]))) for i, c in enumerate(names) if (y == i).any()]
+    most = [(c, *max(((v == values[y == i]).mean(), v) for v in set(values[y == i])))
+        for i, c in enumerate(names) if (y == i).any()]
     return ', '.join(f'{c} {v!r} {part:.0%}' if part >= .05 else f'{c} many values' for c, part, v in most)
 
-# %% ../nbs/08b_audit.ipynb #cbaf9752
+# %% ../nbs/08b_audit.ipynb #603b08f8
 def label_associations(
     s:ImageSet, # one class, or several findings, a film
     columns:Optional[dict]=None, # column -> one value per film; None: `film_columns`
@@ -211,10 +222,12 @@ def label_associations(
     for k, v in columns.items():
         if len(v) != len(s): raise ValueError(f'column {k!r}: found {len(v)} values, expected {len(s)}, one for each film')
     order = np.argsort(groups := _codes(s.groups), kind='stable'); out = []
-    cols = {k: np.array([str(x) for x in v], dtype=object)[order] for k, v in columns.items()}; coded = {k: _codes(v) for k, v in cols.items()}
+    cols = {k: np.array([str(x) for x in v], dtype=object)[order] for k, v in columns.items()}
+    coded = {k: _codes(v) for k, v in cols.items()}
     targets = {c: s.labels[:, i].numpy() > .5 for i, c in enumerate(s.classes)} if s.several else {'': s.labels.numpy()}
     for name, y in targets.items():
-        y = _codes(y[order]); r, vary = y.max(initial=0)+1, {k: v for k, v in coded.items() if len(v) and v.max() and y.max()}
+        y = _codes(y[order])
+        r, vary = y.max(initial=0)+1, {k: v for k, v in coded.items() if len(v) and v.max() and y.max()}
         base, more = {k: _phi2(v, y, v.max()+1, r) for k, v in vary.items()}, dict.fromkeys(vary, 1)
         for d in _dealt(y, groups[order], permutations, seed):
             for k, v in vary.items(): more[k] += _phi2(v, d, v.max()+1, r) >= base[k]-1e-9
@@ -238,21 +251,25 @@ def _without(x, hidden):
         out.append(torch.where(n > .01, side(g*k, 32)/n.clamp_min(.01), rest).flatten(1))
     return torch.cat(out)
 
-# %% ../nbs/08b_audit.ipynb #e4d7fc5a
+# %% ../nbs/08b_audit.ipynb #eb93ff4d
 def shortcut_features(
     x:Tensor, # films, uint8 (n,c,h,w)
     lungs:Optional[Tensor]=None, # their lungs, bool (n,h,w); None: where phantoms have them
 )->dict: # name -> float (n,d)
     "What should not suffice: border, without lungs, thumbnail 8 x 8, histogram, brightness. Raises ValueError for masks that do not fit."
     h, w = x.shape[-2:]
-    if lungs is not None and tuple(lungs.shape) != (len(x), h, w): raise ValueError(f'lungs: found masks of shape {tuple(lungs.shape)}, expected {(len(x), h, w)}, one for each film')
+    if lungs is not None and tuple(lungs.shape) != (len(x), h, w):
+        raise ValueError(f'lungs: found masks of shape {tuple(lungs.shape)}, expected {(len(x), h, w)}, one for each film')
     wide = lambda m, r: F.max_pool2d(m[:, None].float(), 2*r+1, 1, r)[:, 0] > 0
     inner = torch.zeros(1, h, w, dtype=torch.bool); inner[:, h//8:h-h//8, w//8:w-w//8] = True
-    masks = F.interpolate(wide(_usual_lungs(), 1)[:, None].float(), (h, w))[:, 0] > 0 if lungs is None else wide(lungs, max(1, h//32))
+    masks = (F.interpolate(wide(_usual_lungs(), 1)[:, None].float(), (h, w))[:, 0] > 0 if lungs is None
+        else wide(lungs, max(1, h//32)))
     bins = torch.stack([torch.histc(f.float().mean(0), 32, 0, 256) for f in x])/(h*w)
-    return {'border': _without(x, inner), 'without lungs': _without(x, masks), 'thumbnail 8 x 8': resize(x, 8).float().mean(1).flatten(1), 'histogram': bins, 'brightness': torch.stack([f.float().mean() for f in x])[:, None]}
+    return {'border': _without(x, inner), 'without lungs': _without(x, masks),
+        'thumbnail 8 x 8': resize(x, 8).float().mean(1).flatten(1), 'histogram': bins,
+        'brightness': torch.stack([f.float().mean() for f in x])[:, None]}
 
-# %% ../nbs/08b_audit.ipynb #90a9c429
+# %% ../nbs/08b_audit.ipynb #21d600f8
 def shortcut_baselines(
     train:ImageSet, # one class a film
     test:ImageSet, # unseen films of the same classes and size
@@ -264,17 +281,22 @@ def shortcut_baselines(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     if train.several or train.classes != test.classes or train.images.shape[1:] != test.images.shape[1:]:
-        raise ValueError(f'found {train!r} to train on and {test!r} to test, expected one class a film, the same classes and one shape: see .only(...) and .resized(...)')
-    if len(seeds) == 0 or len(train.labels.unique()) < 2: raise ValueError(f'found {len(seeds)} seeds and training films of {train.counts()}, expected at least one seed and two classes')
+        raise ValueError(f'found {train!r} to train on and {test!r} to test, '
+            'expected one class a film, the same classes and one shape: see .only(...) and .resized(...)')
+    if len(seeds) == 0 or len(train.labels.unique()) < 2:
+        raise ValueError(f'found {len(seeds)} seeds and training films of {train.counts()}, '
+            'expected at least one seed and two classes')
     a, b = (shortcut_features(s.images, m) for s, m in zip((train, test), lungs or (None, None)))
     y, out = train.labels.numpy(), []
     for seed in seeds:
         rnd = np.random.default_rng(seed)
         pick = np.concatenate([rnd.choice(np.flatnonzero(y == c), (y == c).sum()) for c in np.unique(y)])
         for name in a:
-            model = make_pipeline(StandardScaler(), LogisticRegression(C=.01 if a[name].shape[1] > 100 else 1., max_iter=500, class_weight='balanced'))
+            model = make_pipeline(StandardScaler(),
+                LogisticRegression(C=.01 if a[name].shape[1] > 100 else 1., max_iter=500, class_weight='balanced'))
             said = model.fit(a[name][pick].numpy(), y[pick]).predict(b[name].numpy())
-            out.append(scores(test.labels, said, test.classes, name, seed, network='logistic regression', size=test.size, n_train=len(train)))
+            out.append(scores(test.labels, said, test.classes, name, seed,
+                network='logistic regression', size=test.size, n_train=len(train)))
     return out
 
 # %% ../nbs/08b_audit.ipynb #89d8b7c8
@@ -302,7 +324,7 @@ def balanced_interval(
     means = np.random.default_rng(seed).beta(right+1, n-right+1, (draws, len(n))).mean(1)
     return tuple(np.quantile(means, [(1-level)/2, (1+level)/2]).tolist())
 
-# %% ../nbs/08b_audit.ipynb #f01e427e
+# %% ../nbs/08b_audit.ipynb #79c73c16
 def judge_shortcuts(
     results, # of `shortcut_baselines`
     margin:float=.05, # above guessing, from which a look without lungs is a fault
@@ -313,16 +335,19 @@ def judge_shortcuts(
     for name in dict.fromkeys(r.arm for r in results):
         m = np.mean([r.matrix for r in results if r.arm == name], 0); per, right = m.sum(1), np.diag(m)
         fair = balanced_interval(right, per)
-        out.append(Shortcut(name, right.sum()/per.sum(), wilson(round(right.sum()), round(per.sum()))[1:], float((right/per).mean()), fair, name in _BLIND and fair[0] > 1/k+margin))
+        out.append(Shortcut(name, right.sum()/per.sum(), wilson(round(right.sum()), round(per.sum()))[1:],
+            float((right/per).mean()), fair, name in _BLIND and fair[0] > 1/k+margin))
     return out
 
-# %% ../nbs/08b_audit.ipynb #ed7e82da
+# %% ../nbs/08b_audit.ipynb #97e54e2f
 def shortcut_line(
     results, # of `shortcut_baselines`
 )->str:
     "One line to stand beside a classifier's accuracy on the same test films."
     rows, m = judge_shortcuts(results), results[0].matrix.sum(1)
-    return f"shortcuts, {m.sum()} test films, balanced accuracy: {', '.join(f'{r.name} {r.balanced:.2f} ({r.balanced_interval[0]:.2f}-{r.balanced_interval[1]:.2f})' for r in rows)}; guessing {1/len(m):.2f}, most frequent class {m.max()/m.sum():.2f} of the films"
+    return (f"shortcuts, {m.sum()} test films, balanced accuracy: "
+        f"{', '.join(f'{r.name} {r.balanced:.2f} ({r.balanced_interval[0]:.2f}-{r.balanced_interval[1]:.2f})' for r in rows)}; "
+        f"guessing {1/len(m):.2f}, most frequent class {m.max()/m.sum():.2f} of the films")
 
 # %% ../nbs/08b_audit.ipynb #f73f2edd
 class AuditFinding(NamedTuple):
@@ -331,7 +356,7 @@ class AuditFinding(NamedTuple):
     kind:str # duplicates, patients, association, shortcut
     message:str # what was seen and what it means
 
-# %% ../nbs/08b_audit.ipynb #4e255cf5
+# %% ../nbs/08b_audit.ipynb #ea16acba
 @dataclass(frozen=True, eq=False)
 class Audit:
     "What an audit found; `str` of it is the report."
@@ -341,89 +366,126 @@ class Audit:
     patients:dict # group -> splits, of those in several
     associations:tuple # of Association
     results:tuple # of Result, the shortcuts; empty where they could not be trained
-    passed = property(lambda self: not any(f.severity in ('fault', 'warning') for f in self.findings), doc='neither faults nor warnings')
+    passed = property(lambda self: not any(f.severity in ('fault', 'warning') for f in self.findings),
+        doc='neither faults nor warnings')
     shortcuts = property(lambda self: judge_shortcuts(self.results) if self.results else [], doc='of Shortcut')
     def __str__(self):
-        end = 'nothing found; that is no proof that there is nothing' if self.passed else ', '.join(f"{n} {k}{'s'*(n > 1)}" for k in ('fault', 'warning') if (n := sum(f.severity == k for f in self.findings)))
+        end = ('nothing found; that is no proof that there is nothing' if self.passed else
+            ', '.join(f"{n} {k}{'s'*(n > 1)}" for k in ('fault', 'warning')
+                if (n := sum(f.severity == k for f in self.findings))))
         return '\n'.join([f'{self.title}: {end}', *(f'  {f.severity:<8}{f.message}' for f in self.findings)])
     @property
     def table(self):
         "Shortcuts and associations in numbers."
         ci = lambda v, i: f'{v:.2f} ({i[0]:.2f}-{i[1]:.2f})'
-        lines = [f"{'look':<16}{'accuracy':<20}balanced accuracy"]*bool(self.results)+[f'{r.name:<16}{ci(r.accuracy, r.accuracy_interval):<20}{ci(r.balanced, r.balanced_interval)}' for r in self.shortcuts]
-        if self.results: m = self.results[0].matrix.sum(1); lines += [f'{"guessing":<16}{1/len(m):<20.2f}{1/len(m):.2f}', f'{"most frequent":<16}{m.max()/m.sum():<20.2f}{1/len(m):.2f}']
-        rows = [f"{' / '.join(filter(None, (a.column, a.finding))):<28}{a.v:<6.2f}{a.raw:<6.2f}{a.p:<8.4f}{a.values}" for a in self.associations]
+        lines = [f"{'look':<16}{'accuracy':<20}balanced accuracy"]*bool(self.results)+[
+            f'{r.name:<16}{ci(r.accuracy, r.accuracy_interval):<20}{ci(r.balanced, r.balanced_interval)}'
+            for r in self.shortcuts]
+        if self.results:
+            m = self.results[0].matrix.sum(1)
+            lines += [f'{"guessing":<16}{1/len(m):<20.2f}{1/len(m):.2f}',
+                f'{"most frequent":<16}{m.max()/m.sum():<20.2f}{1/len(m):.2f}']
+        rows = [f"{' / '.join(filter(None, (a.column, a.finding))):<28}{a.v:<6.2f}{a.raw:<6.2f}{a.p:<8.4f}{a.values}"
+            for a in self.associations]
         return '\n'.join(lines+['']*bool(lines and rows)+[f"{'column':<28}{'V':<6}{'raw':<6}{'p':<8}values"]*bool(rows)+rows)
 
-# %% ../nbs/08b_audit.ipynb #f173134e
+# %% ../nbs/08b_audit.ipynb #842cff2d
 def _s(n, one, many=None): return f'{n} {one if n == 1 else many or one+"s"}'
 
 def _about_copies(pairs, across, s):
     "Findings about films and patients that come twice."
-    for what, hit, grave, means in (('on two sides of a split', [p for p in pairs if p.splits], 'fault', 'the test is not on unseen films'),
+    for what, hit, grave, means in (
+            ('on two sides of a split', [p for p in pairs if p.splits], 'fault', 'the test is not on unseen films'),
             ('under two classes', [p for p in pairs if p.classes], 'fault', 'one of the two labels is wrong'),
-            ('in one split and class', [p for p in pairs if not (p.splits or p.classes)], 'warning', 'they count twice in every mean, and part when the set is divided')):
-        if hit: yield AuditFinding(grave, 'duplicates', f"{_s(len(hit), 'pair')} of the same film {what} ({sum(p.exact for p in hit)} exact, {sum(not p.exact for p in hit)} near): {means}")
-    if across: yield AuditFinding('fault', 'patients', f"{_s(len(across), 'patient')} in several splits ({', '.join(sorted({' and '.join(v) for v in across.values()}))}): the test is not on unseen patients")
-    if s.groups == s.files: yield AuditFinding('note', 'patients', 'patients are unknown, every film counts as its own: two films of one patient may stand on two sides of a split')
+            ('in one split and class', [p for p in pairs if not (p.splits or p.classes)], 'warning',
+                'they count twice in every mean, and part when the set is divided')):
+        if hit:
+            yield AuditFinding(grave, 'duplicates', f"{_s(len(hit), 'pair')} of the same film {what} "
+                f"({sum(p.exact for p in hit)} exact, {sum(not p.exact for p in hit)} near): {means}")
+    if across:
+        yield AuditFinding('fault', 'patients', f"{_s(len(across), 'patient')} in several splits "
+            f"({', '.join(sorted({' and '.join(v) for v in across.values()}))}): the test is not on unseen patients")
+    if s.groups == s.files:
+        yield AuditFinding('note', 'patients', 'patients are unknown, every film counts as its own: '
+            'two films of one patient may stand on two sides of a split')
 
+# %% ../nbs/08b_audit.ipynb #5c799ace
 def _about_labels(found):
     "Findings about associations; p is judged against .05 over their number."
     for a in found:
         if a.v < .1 or a.p > .05/len(found): continue
-        what, means = f"{a.column} goes with {a.finding or 'the class'} (V {a.v:.2f}, p {a.p:.4f}): {a.example}", 'a model can read it instead of the disease'
+        what, means = (f"{a.column} goes with {a.finding or 'the class'} (V {a.v:.2f}, p {a.p:.4f}): {a.example}",
+            'a model can read it instead of the disease')
         yield AuditFinding('fault' if a.v >= .3 else 'warning', 'association', f'{what}; {means}')
-    if not found: yield AuditFinding('note', 'association', 'nothing known of the files varies: source, format and age could not be checked against the class')
+    if not found:
+        yield AuditFinding('note', 'association',
+            'nothing known of the files varies: source, format and age could not be checked against the class')
 
+# %% ../nbs/08b_audit.ipynb #880ca68d
 def _about_shortcuts(results):
     "Findings about what suffices."
     for r in (rows := judge_shortcuts(results)):
-        if r.fault: yield AuditFinding('fault', 'shortcut', f'{r.name}: balanced accuracy {r.balanced:.2f} ({r.balanced_interval[0]:.2f}-{r.balanced_interval[1]:.2f}), guessing {1/len(results[0].classes):.2f}: the class can be read where no lung is')
+        if r.fault:
+            yield AuditFinding('fault', 'shortcut', f'{r.name}: balanced accuracy {r.balanced:.2f} '
+                f'({r.balanced_interval[0]:.2f}-{r.balanced_interval[1]:.2f}), guessing {1/len(results[0].classes):.2f}: '
+                'the class can be read where no lung is')
     yield AuditFinding('note', 'shortcut', shortcut_line(results))
 
-# %% ../nbs/08b_audit.ipynb #3e9c838f
+# %% ../nbs/08b_audit.ipynb #def8ae8e
 def _two_parts(s, seed):
     "Positions to train on and to test: the set's own splits, or a third of the patients of each class. Raises ValueError when neither can be."
     if s.several: raise ValueError('several findings a film')
     sides = [[i for i, p in enumerate(s.splits) if p == k] for k in ('train', 'test')]
     if not all(sides):
-        names = replace(s, files=[str(i) for i in range(len(s))]); sides = [[int(f) for f in p.files] for p in split_set(names, 1/3, seed)]
-    if lost := [c for i, c in enumerate(s.classes) if any(not (s.labels[k] == i).any() for k in sides)]: raise ValueError(f"no films of {', '.join(lost)} on one side of the split")
+        names = replace(s, files=[str(i) for i in range(len(s))])
+        sides = [[int(f) for f in p.files] for p in split_set(names, 1/3, seed)]
+    if lost := [c for i, c in enumerate(s.classes) if any(not (s.labels[k] == i).any() for k in sides)]:
+        raise ValueError(f"no films of {', '.join(lost)} on one side of the split")
     return sides
 
-# %% ../nbs/08b_audit.ipynb #ddbc9ce1
+# %% ../nbs/08b_audit.ipynb #95ebc615
 def audit(
     s:ImageSet, # films, with what is known of them
     lungs:Optional[Tensor]=None, # their lungs, bool (n,h,w); None: where phantoms have them
     columns:Optional[dict]=None, # column -> one value per film; None: `film_columns`
     seeds=(0, 1, 2), # of the shortcuts
-    permutations:int=2000, # of the associations
+    permutations:int=2000, # of the associations, at least 20 for each of them
     seed:int=0, # of the permutations, and of the split of a set that has none
 )->Audit:
     "Copies, patients, associations and shortcuts of a set, in plain words. Raises ValueError for an empty set."
     if not len(s): raise ValueError('found no films, expected at least one: read a folder with read_images')
+    columns = film_columns(s) if columns is None else columns
+    permutations = max(permutations, 20*len(columns)*(s.n_classes if s.several else 1)) # or p could not come below .05 over the number of tests
     pairs, across, found = duplicates(s), groups_across(s), label_associations(s, columns, permutations, seed)
     out, results = [*_about_copies(pairs, across, s), *_about_labels(found)], []
     try:
-        a, b = _two_parts(s, seed); results = shortcut_baselines(s[a], s[b], seeds, None if lungs is None else (lungs[a], lungs[b])); out += _about_shortcuts(results)
+        a, b = _two_parts(s, seed)
+        results = shortcut_baselines(s[a], s[b], seeds, None if lungs is None else (lungs[a], lungs[b]))
+        out += _about_shortcuts(results)
     except ValueError as e: out.append(AuditFinding('note', 'shortcut', f'shortcuts were not trained: {e}'))
     out.sort(key=lambda f: ('fault', 'warning', 'note').index(f.severity))
-    return Audit(f"{len(s)} films, {s.size} px, {_s(s.n_classes, 'class', 'classes')}", tuple(out), tuple(pairs), across, tuple(found), tuple(results))
+    return Audit(f"{len(s)} films, {s.size} px, {_s(s.n_classes, 'class', 'classes')}",
+        tuple(out), tuple(pairs), across, tuple(found), tuple(results))
 
-# %% ../nbs/08b_audit.ipynb #c2e5d6f0
+# %% ../nbs/08b_audit.ipynb #7764e299
 def plot_audit(
     a:Audit, # to draw
     most:int=8, # associations, the strongest
 ):
     "Bars: what the shortcuts achieve beside guessing, and what goes with the class. Faults are red. Returns the axes."
-    _, ax = plt.subplots(1, 2, figsize=(9, 2.6), dpi=72, layout='constrained'); rows, cols = a.shortcuts[::-1], a.associations[:most][::-1]
+    _, ax = plt.subplots(1, 2, figsize=(9, 2.6), dpi=72, layout='constrained')
+    rows, cols = a.shortcuts[::-1], a.associations[:most][::-1]
     colour = lambda bad: ['tab:red' if b else 'tab:blue' for b in bad]
     if rows:
         v, ends = np.array([r.balanced for r in rows]), np.array([r.balanced_interval for r in rows]).T
-        ax[0].barh([r.name for r in rows], v, xerr=np.abs(ends-v), color=colour([r.fault for r in rows]), capsize=2); ax[0].axvline(1/len(a.results[0].classes), color='black', ls=':', lw=1)
-    named, bad = [' / '.join(filter(None, (c.column, c.finding))) for c in cols], [c.v >= .1 and c.p <= .05/len(a.associations) for c in cols]
+        ax[0].barh([r.name for r in rows], v, xerr=np.abs(ends-v), color=colour([r.fault for r in rows]), capsize=2)
+        ax[0].axvline(1/len(a.results[0].classes), color='black', ls=':', lw=1)
+    named, bad = ([' / '.join(filter(None, (c.column, c.finding))) for c in cols],
+        [c.v >= .1 and c.p <= .05/len(a.associations) for c in cols])
     ax[1].barh(named, [c.v for c in cols], color=colour(bad)) if cols else ax[1].text(.5, .5, 'no column varies', ha='center')
-    ax[0].set_xlabel('balanced accuracy of shortcuts (dotted: guessing)'); ax[1].set_xlabel("association with the class (Cramér's V, corrected)")
+    ax[0].set_xlabel('balanced accuracy of shortcuts (dotted: guessing)')
+    ax[1].set_xlabel("association with the class (Cramér's V, corrected)")
     for q in ax: q.set_xlim(0, 1)
-    plt.gcf().suptitle(f"{a.title}: {'nothing found' if a.passed else _s(sum(f.severity == 'fault' for f in a.findings), 'fault')}", fontsize=10)
+    plt.gcf().suptitle(
+        f"{a.title}: {'nothing found' if a.passed else _s(sum(f.severity == 'fault' for f in a.findings), 'fault')}", fontsize=10)
     return ax

@@ -93,7 +93,7 @@ def blank(
     def inside(n, centre): return ((torch.arange(n, device=x.device)+.5)/n-centre[:, None]).abs() < side[:, None]/2
     return x.masked_fill((inside(x.shape[-2], along)[:, :, None] & inside(x.shape[-1], across)[:, None])[:, None], 0)
 
-# %% ../nbs/05a_augmentation.ipynb #b6166dca
+# %% ../nbs/05a_augmentation.ipynb #320475d8
 class XRayAugment(Augment):
     "Transforms that leave a chest film a chest film, each on each image with probability `p`; never a mirror, a quarter turn or a colour."
     def __init__(self,
@@ -110,13 +110,14 @@ class XRayAugment(Augment):
     ):
         super().__init__()
         self.p = _within('p', p, 0, 1)
-        given = dict(rotate=rotate, shift=shift, zoom=zoom, stretch=stretch, contrast=contrast, brightness=brightness, gamma=gamma, cutout=cutout, noise=noise)
+        given = dict(rotate=rotate, shift=shift, zoom=zoom, stretch=stretch,
+            contrast=contrast, brightness=brightness, gamma=gamma, cutout=cutout, noise=noise)
         for (k, v), most in zip(given.items(), (45, .5, 1, 1, 4, 1, .5, 1, 1)): setattr(self, k, _within(k, v, 0, most))
         self._names = tuple(given)
 
     def extra_repr(self): return ', '.join(f'{k}={float(getattr(self, k)):g}' for k in ('p', *self._names))
 
-# %% ../nbs/05a_augmentation.ipynb #4d8ef0d5
+# %% ../nbs/05a_augmentation.ipynb #29925dfb
 def _draw(self, n, device):
     "What happens to each of n images, as the arguments of `warp`, `expose` and `blank` and the noise's standard deviation."
     on = dict(zip(self._names, torch.rand(len(self._names), n, device=device) < self.p))
@@ -126,11 +127,14 @@ def _draw(self, n, device):
     def factor(name, u): return (u*math.log1p(getattr(self, name))*on[name]).exp()
     zoom, stretch = factor('zoom', zoom), factor('stretch', stretch).sqrt()
     return ((up_to('rotate', turn), up_to('shift', right), up_to('shift', down), zoom*stretch, zoom/stretch),
-            (factor('contrast', gain), up_to('brightness', offset), up_to('gamma', lift)), (across, along, self.cutout*on['cutout']), self.noise*on['noise'])
+            (factor('contrast', gain), up_to('brightness', offset), up_to('gamma', lift)),
+            (across, along, self.cutout*on['cutout']), self.noise*on['noise'])
 
 def _show(self, x):
     "The images as the discriminator shall see them, differentiable in `x`."
-    if x.dim() != 4 or not x.is_floating_point(): raise ValueError(f'found {x.dtype} of shape {tuple(x.shape)}, expected floats (n,c,h,w) in [-1,1]; convert bytes with to_float')
+    if x.dim() != 4 or not x.is_floating_point():
+        raise ValueError(f'found {x.dtype} of shape {tuple(x.shape)}, expected floats (n,c,h,w) in [-1,1]; '
+            'convert bytes with to_float')
     if not isinstance(self.p, Tensor) and self.p == 0: return x
     move, light, square, grain = self._draw(len(x), x.device)
     shown = x if x.dtype == torch.float64 else x.float()
@@ -142,7 +146,7 @@ def _show(self, x):
 
 XRayAugment._draw, XRayAugment.forward = _draw, _show
 
-# %% ../nbs/05a_augmentation.ipynb #bf8bf021
+# %% ../nbs/05a_augmentation.ipynb #4272dee4
 class AdaptiveAugment(XRayAugment):
     "An `XRayAugment` whose p rises while the discriminator is too sure of the films and falls while it is not (Karras et al. 2020, section 3)."
     def __init__(self,
@@ -161,15 +165,19 @@ class AdaptiveAugment(XRayAugment):
         del self.p
         for name, value in dict(p=float(p), signs=0., films=0., turns=0.).items(): self.register_buffer(name, torch.tensor(value))
 
-    def extra_repr(self): return ', '.join(f'{k}={float(getattr(self, k)):g}' for k in ('target', 'interval', 'images', 'most', 'centred'))+', '+super().extra_repr()
+    def extra_repr(self):
+        return (', '.join(f'{k}={float(getattr(self, k)):g}' for k in ('target', 'interval', 'images', 'most', 'centred'))
+            +', '+super().extra_repr())
 
-# %% ../nbs/05a_augmentation.ipynb #e0dc5246
+# %% ../nbs/05a_augmentation.ipynb #e5f301ba
 @torch.no_grad()
 def _update(self, real_logit, fake_logit=None):
     "Count the signs of one update of the discriminator; at each `interval`-th move p by one step. Never leaves the device."
-    if self.centred and fake_logit is None: raise ValueError('found no fake_logit, but centred=True measures from the midpoint of both; pass both, or build with centred=False')
+    if self.centred and fake_logit is None:
+        raise ValueError('found no fake_logit, but centred=True measures from the midpoint of both; '
+            'pass both, or build with centred=False')
     real = real_logit.float()
-    if self.centred: real = real-(real.mean()+fake_logit.float().mean())/2
+    if self.centred: real = real-(real.nanmean()+fake_logit.float().nanmean())/2
     self.signs += real.sign().sum()
     self.films += real.numel()
     self.turns += 1
@@ -190,7 +198,7 @@ def emphasise(
     wide = F.pad(blurred, (1, 1, 0, 0), mode='replicate'); blurred = (wide[..., :-2]+2*blurred+wide[..., 2:])/4
     return x+gain*(x-blurred)
 
-# %% ../nbs/05a_augmentation.ipynb #cae3ec26
+# %% ../nbs/05a_augmentation.ipynb #a945481b
 class Emphasis(Augment):
     "Fine detail enlarged by the same invertible filter on every image, after another augmentation or none."
     def __init__(self,
@@ -199,7 +207,8 @@ class Emphasis(Augment):
         first:dict=None, # what is done before: `name`, a key of `AUGMENTS`, and its settings; None for nothing
     ):
         super().__init__()
-        self.gain, self.over, self.first = _within('gain', gain, 0, 100), _within('over', over, 0, 10**9), augment(**first) if first else Augment()
+        self.gain, self.over, self.first = (
+            _within('gain', gain, 0, 100), _within('over', over, 0, 10**9), augment(**first) if first else Augment())
         self.register_buffer('updates', torch.tensor(0.))
 
     def forward(self, x):
@@ -214,7 +223,7 @@ class Emphasis(Augment):
 
     def extra_repr(self): return f'gain={self.gain:g}, over={self.over:g}'
 
-# %% ../nbs/05a_augmentation.ipynb #50fd212e
+# %% ../nbs/05a_augmentation.ipynb #08736f42
 AUGMENTS = dict(noise=InputNoise, xray=XRayAugment, adaptive=AdaptiveAugment, emphasis=Emphasis)
 
 def augment(
@@ -223,7 +232,9 @@ def augment(
 )->nn.Module: # maps images to images as the discriminator shall see them
     "Build what stands between the images and the discriminator. Raises ValueError with the known names or settings."
     if isinstance(name, nn.Module):
-        if args: raise ValueError(f"found a {type(name).__name__} and settings {', '.join(sorted(args))}; set them when building it, or pass a name: {', '.join(AUGMENTS)}")
+        if args:
+            raise ValueError(f"found a {type(name).__name__} and settings {', '.join(sorted(args))}; "
+                f"set them when building it, or pass a name: {', '.join(AUGMENTS)}")
         return name
     if name not in AUGMENTS: raise ValueError(f"augmentation {name!r} is not known; known: {', '.join(AUGMENTS)}")
     makers = [c for c in AUGMENTS[name].__mro__ if issubclass(c, Augment) and c is not Augment]

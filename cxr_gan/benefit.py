@@ -34,20 +34,23 @@ class ArmReport(NamedTuple):
     healthy:Optional[ErrorRates] # of the median training, any disease against none; None without such a class
     classes:dict # class -> ErrorRates of the median training, against all others
 
-# %% ../nbs/08c_benefit.ipynb #21592db9
+# %% ../nbs/08c_benefit.ipynb #75a9cd28
 def report_arm(
     results, # of one arm, a `Result` for each seed
     healthy:str='normal', # class without disease
 )->ArmReport:
     "One arm over its seeds, and its median training with intervals over films. Raises ValueError for no results."
     if not (results := sorted(results, key=lambda r: r.accuracy)): raise ValueError('found no results, expected at least one')
-    mid = results[(len(results)-1)//2]; m = mid.matrix; h = list(mid.classes).index(healthy) if healthy in mid.classes else None
-    well = None if h is None else np.array([[m[h, h], m[h].sum()-m[h, h]], [m[:, h].sum()-m[h, h], np.delete(np.delete(m, h, 0), h, 1).sum()]])
+    mid = results[(len(results)-1)//2]; m = mid.matrix
+    h = list(mid.classes).index(healthy) if healthy in mid.classes else None
+    well = None if h is None else np.array([[m[h, h], m[h].sum()-m[h, h]],
+        [m[:, h].sum()-m[h, h], np.delete(np.delete(m, h, 0), h, 1).sum()]])
     auroc = mean_std([np.mean(r.auroc) if r.auroc else np.nan for r in results])
-    return ArmReport(mid.arm, tuple(sorted(r.seed for r in results)), mean_std([r.accuracy for r in results]), auroc, wilson(np.trace(m), m.sum()),
-        float(np.mean([r.updates for r in results])), None if h is None else error_rates(well, 1), {c: error_rates(mid, c) for c in mid.classes})
+    return ArmReport(mid.arm, tuple(sorted(r.seed for r in results)), mean_std([r.accuracy for r in results]), auroc,
+        wilson(np.trace(m), m.sum()), float(np.mean([r.updates for r in results])),
+        None if h is None else error_rates(well, 1), {c: error_rates(mid, c) for c in mid.classes})
 
-# %% ../nbs/08c_benefit.ipynb #2aa63b1f
+# %% ../nbs/08c_benefit.ipynb #43f6597e
 class ArmDifference(NamedTuple):
     "One arm less the baseline, same seeds, same films."
     seeds:Optional[Interval] # of accuracy, Student's over the seeds; None for one seed
@@ -55,10 +58,12 @@ class ArmDifference(NamedTuple):
     type1:Optional[Interval] # of the rate of false alarms among healthy films, over films; None without a healthy class
     type2:Optional[Interval] # of the rate of misses among diseased films, over films
     mcnemar:tuple # a `McNemar` for each seed; a is the baseline
-    verdict = property(lambda self: 'open' if self.seeds is None else 'better' if min(self.seeds.low, self.films.low) > 0 else 'worse' if max(self.seeds.high, self.films.high) < 0 else 'open',
+    verdict = property(lambda self: 'open' if self.seeds is None
+            else 'better' if min(self.seeds.low, self.films.low) > 0
+            else 'worse' if max(self.seeds.high, self.films.high) < 0 else 'open',
         doc="'better' or 'worse' if both intervals exclude zero, else 'open'")
 
-# %% ../nbs/08c_benefit.ipynb #5cf8ebc0
+# %% ../nbs/08c_benefit.ipynb #c66d7489
 def _sick(labels, healthy): return (torch.as_tensor(labels) != healthy).long()
 
 def arm_difference(
@@ -70,13 +75,17 @@ def arm_difference(
 )->ArmDifference:
     "Paired over seeds and over films. Raises ValueError for seeds or films that do not fit."
     a, b = ({r.seed: r for r in rs} for rs in (base, other)); y = torch.as_tensor(labels)
-    if set(a) != set(b) or len(a) != len(base) or len(b) != len(other): raise ValueError(f'found seeds {[r.seed for r in base]} and {[r.seed for r in other]}, expected the same seeds, each once, in both arms')
+    if set(a) != set(b) or len(a) != len(base) or len(b) != len(other):
+        raise ValueError(f'found seeds {[r.seed for r in base]} and {[r.seed for r in other]}, '
+            'expected the same seeds, each once, in both arms')
     right = [np.array([np.array(r.answers) == y.numpy() for r in (rs[s] for s in a)]) for rs in (a, b)]
     h = list(base[0].classes).index(healthy) if healthy in base[0].classes else None
     def change(sick): # of the rate of errors among films that are sick, or are not
-        at = _sick(y, h) == sick; wrong = [np.mean([(_sick(rs[s].answers, h) != sick)[at].numpy() for s in a], 0) for rs in (a, b)]
+        at = _sick(y, h) == sick
+        wrong = [np.mean([(_sick(rs[s].answers, h) != sick)[at].numpy() for s in a], 0) for rs in (a, b)]
         return paired_difference(*wrong, None if groups is None else np.asarray(groups)[at.numpy()])
-    return ArmDifference(paired_over_seeds(*(v.mean(1) for v in right)) if len(a) > 1 else None, paired_difference(*(v.mean(0) for v in right), groups),
+    return ArmDifference(paired_over_seeds(*(v.mean(1) for v in right)) if len(a) > 1 else None,
+        paired_difference(*(v.mean(0) for v in right), groups),
         None if h is None else change(0), None if h is None else change(1), tuple(mcnemar(*p) for p in zip(*right)))
 
 # %% ../nbs/08c_benefit.ipynb #af30250a
@@ -86,7 +95,7 @@ def _plain(v):
     if isinstance(v, dict): return {k: _plain(x) for k, x in v.items()}
     return [_plain(x) for x in v] if isinstance(v, (tuple, list)) else None if v != v else v
 
-# %% ../nbs/08c_benefit.ipynb #0fc9b1af
+# %% ../nbs/08c_benefit.ipynb #337f1db1
 @dataclass(frozen=True)
 class Comparison:
     "Arms on the same test films; `str` of it is the table, `to_dict` goes into JSON."
@@ -95,15 +104,22 @@ class Comparison:
     arms:dict # arm -> ArmReport
     differences:dict # arm -> ArmDifference, of all but the baseline
     shortcuts:str # the line of what a glance achieves
-    def to_dict(self)->dict: return {**_plain({k: getattr(self, k) for k in ('title', 'baseline', 'arms', 'shortcuts')}), 'differences': {k: {**_plain(d), 'verdict': d.verdict} for k, d in self.differences.items()}}
+    def to_dict(self)->dict:
+        return {**_plain({k: getattr(self, k) for k in ('title', 'baseline', 'arms', 'shortcuts')}),
+            'differences': {k: {**_plain(d), 'verdict': d.verdict} for k, d in self.differences.items()}}
     def __str__(self):
         ms, ci, d = lambda v: f'{v[0]:.3f} ± {v[1]:.3f}', lambda v: '' if v is None else str(v), self.differences
-        first = [['', 'accuracy', 'median training', 'AUROC', 'steps']]+[[a, ms(r.accuracy), str(r.films), ms(r.auroc), f'{r.updates:.0f}'] for a, r in self.arms.items()]
-        second = [[f'less {self.baseline}', 'over seeds', 'over films', 'type I', 'type II', 'McNemar p', '']]+[[a, ci(v.seeds), ci(v.films), ci(v.type1), ci(v.type2), ' '.join(f'{m.p:.2g}' for m in v.mcnemar), v.verdict] for a, v in d.items()]
-        third = [['errors, median training', 'against', 'type I', 'type II']]+[[a, k, str(e.type1), str(e.type2)] for a, r in self.arms.items() for k, e in ([('any disease', r.healthy)] if r.healthy else [])+list(r.classes.items())]
+        first = [['', 'accuracy', 'median training', 'AUROC', 'steps']]+[
+            [a, ms(r.accuracy), str(r.films), ms(r.auroc), f'{r.updates:.0f}'] for a, r in self.arms.items()]
+        second = [[f'less {self.baseline}', 'over seeds', 'over films', 'type I', 'type II', 'McNemar p', '']]+[
+            [a, ci(v.seeds), ci(v.films), ci(v.type1), ci(v.type2), ' '.join(f'{m.p:.2g}' for m in v.mcnemar), v.verdict]
+            for a, v in d.items()]
+        third = [['errors, median training', 'against', 'type I', 'type II']]+[
+            [a, k, str(e.type1), str(e.type2)] for a, r in self.arms.items()
+            for k, e in ([('any disease', r.healthy)] if r.healthy else [])+list(r.classes.items())]
         return '\n'.join([self.title, *aligned(first), *(aligned(second) if d else []), *aligned(third), self.shortcuts])
 
-# %% ../nbs/08c_benefit.ipynb #ff3685c2
+# %% ../nbs/08c_benefit.ipynb #5e3f984c
 def compare_arms(
     results, # of `run_arms`, all arms and seeds
     test, # the ImageSet they were tested on, or (n,) its labels
@@ -112,15 +128,23 @@ def compare_arms(
     healthy:str='normal', # class without disease
 )->Comparison:
     "Every arm with its intervals, held against one of them. Raises ValueError for results that were not got on these films or under different conditions, or without the baseline."
-    arms = _by_arm(results := list(results)); labels, groups = (test.labels, test.groups) if isinstance(test, ImageSet) else (torch.as_tensor(test), None)
+    arms = _by_arm(results := list(results))
+    labels, groups = (test.labels, test.groups) if isinstance(test, ImageSet) else (torch.as_tensor(test), None)
     if baseline not in arms: raise ValueError(f'found arms {list(arms)}, expected {baseline!r} among them: give baseline=')
     for r in results:
-        if len(r.answers) != len(labels) or scores(labels, r.answers, r.classes).confusion != r.confusion: raise ValueError(f'the answers of {r.arm}, seed {r.seed}, do not belong to these test films: expected answers to these {len(labels)} films in their order')
-    q = results[0]; title = ', '.join(filter(None, [q.network, f'{q.size} px' if q.size else '', f'{q.n_train} real films to train on' if q.n_train else '', f'{q.n} test films', f"{len(arms[baseline])} seed{'s'*(len(arms[baseline]) > 1)}; intervals of 95 %"]))
-    return Comparison(title, baseline, {a: report_arm(rs, healthy) for a, rs in arms.items()}, {a: arm_difference(arms[baseline], rs, labels, groups, healthy) for a, rs in arms.items() if a != baseline},
-        shortcut_line(shortcuts) if shortcuts else 'shortcuts: not measured, see audit.shortcut_baselines; without them an accuracy says little')
+        if len(r.answers) != len(labels) or scores(labels, r.answers, r.classes).confusion != r.confusion:
+            raise ValueError(f'the answers of {r.arm}, seed {r.seed}, do not belong to these test films: '
+                f'expected answers to these {len(labels)} films in their order')
+    q = results[0]
+    title = ', '.join(filter(None, [q.network, f'{q.size} px' if q.size else '',
+        f'{q.n_train} real films to train on' if q.n_train else '', f'{q.n} test films',
+        f"{len(arms[baseline])} seed{'s'*(len(arms[baseline]) > 1)}; intervals of 95 %"]))
+    return Comparison(title, baseline, {a: report_arm(rs, healthy) for a, rs in arms.items()},
+        {a: arm_difference(arms[baseline], rs, labels, groups, healthy) for a, rs in arms.items() if a != baseline},
+        shortcut_line(shortcuts) if shortcuts else
+            'shortcuts: not measured, see audit.shortcut_baselines; without them an accuracy says little')
 
-# %% ../nbs/08c_benefit.ipynb #624b95ec
+# %% ../nbs/08c_benefit.ipynb #8494b8d4
 class CAS(NamedTuple):
     "Classification accuracy of and on generated films, mean and population standard deviation over the seeds."
     real:tuple # trained on real, tested on real films
@@ -129,9 +153,11 @@ class CAS(NamedTuple):
     gap:Optional[Interval] # score less real, paired over the seeds; None for one seed
     recall:dict # class -> (mean, std) of its recall, trained on generated films
     results:list # of Result: arms 'real', 'generated', and 'real, tested on generated'
-    def __str__(self): return '; '.join(f'{k} {v[0]:.3f} ± {v[1]:.3f}' for k, v in zip(('real to real', 'generated to real', 'real to generated'), self[:3]))+f'; gap {self.gap}'
+    def __str__(self):
+        return '; '.join(f'{k} {v[0]:.3f} ± {v[1]:.3f}' for k, v in
+            zip(('real to real', 'generated to real', 'real to generated'), self[:3]))+f'; gap {self.gap}'
 
-# %% ../nbs/08c_benefit.ipynb #78a80b67
+# %% ../nbs/08c_benefit.ipynb #c5db8af4
 def classification_accuracy_score(
     generated, # ImageSet, or (n, labels, seed) -> uint8 (n,c,h,w)
     real:ImageSet, # real training films, those of the generator
@@ -140,9 +166,13 @@ def classification_accuracy_score(
     **kw, # for `run_arms`: epochs, bs, network...
 )->CAS:
     "Train on generated and test on real films (Ravuri & Vinyals 2019), the reverse, and real to real, with equal steps. Raises ValueError for sets that do not fit."
-    arms = _by_arm(run_arms(real, test, generated, ('real', 'generated'), seeds, also=_with_labels(generated, test.labels, 0, test), **kw)); acc = lambda rs: [r.accuracy for r in rs]
-    own, cas, back = arms['real'], arms['generated'], [replace(r, arm='real, tested on generated') for r in arms['real, further films']]
-    return CAS(*(tuple(mean_std(acc(rs))) for rs in (own, cas, back)), paired_over_seeds(acc(own), acc(cas)) if len(cas) > 1 else None,
+    arms = _by_arm(run_arms(real, test, generated, ('real', 'generated'), seeds,
+        also=_with_labels(generated, test.labels, 0, test), **kw))
+    acc = lambda rs: [r.accuracy for r in rs]
+    own, cas, back = (arms['real'], arms['generated'],
+        [replace(r, arm='real, tested on generated') for r in arms['real, further films']])
+    return CAS(*(tuple(mean_std(acc(rs))) for rs in (own, cas, back)),
+        paired_over_seeds(acc(own), acc(cas)) if len(cas) > 1 else None,
         dict(zip(real.classes, zip(*mean_std([r.recall for r in cas])))), own+cas+back)
 
 # %% ../nbs/08c_benefit.ipynb #a807653b
@@ -195,7 +225,7 @@ def real_subset(
         rank[own[torch.randperm(len(own), generator=g)]] = (torch.arange(len(own))+.5).double()/len(own)
     return real[rank.argsort(stable=True)[:n].sort().values]
 
-# %% ../nbs/08c_benefit.ipynb #ba2c68b2
+# %% ../nbs/08c_benefit.ipynb #d8cd74bf
 def size_sweep(
     real:ImageSet, # all real training films
     test:ImageSet, # real films that no network has seen
@@ -210,14 +240,16 @@ def size_sweep(
     **kw, # for `run_arms`: lr, network, patience, device...
 )->dict: # real films -> list of Result
     "Arms with fewer and fewer real films, and a generator of just these (S3). Raises ValueError for sizes that cannot be drawn or divided."
-    if one_subset and valid: raise ValueError(f'one_subset with valid={valid}: every seed holds other films back, expected valid=0 for one generator')
+    if one_subset and valid:
+        raise ValueError(f'one_subset with valid={valid}: every seed holds other films back, expected valid=0 for one generator')
     out = {}
     for n in sizes:
         for i, seed in enumerate(seeds):
             some = real_subset(real, n, seeds[0] if one_subset else seed)
             train = split_set(some, valid, seed)[0] if valid else some # as `run_arms` divides them
             if not (one_subset and i): made = generated_for(train)
-            out.setdefault(n, []).extend(run_arms(some, test, made, arms, (seed,), -(-steps//-(-len(train)//bs)), bs, valid=valid, **kw))
+            out.setdefault(n, []).extend(run_arms(some, test, made, arms, (seed,),
+                -(-steps//-(-len(train)//bs)), bs, valid=valid, **kw))
     return out
 
 # %% ../nbs/08c_benefit.ipynb #7edc25bd
@@ -228,7 +260,7 @@ def epochs_to_target(
     "The first epoch after which the validation accuracy is at least `target`."
     return next((i+1 for i, v in enumerate(result.curve) if v >= target), float('inf'))
 
-# %% ../nbs/08c_benefit.ipynb #305acbfe
+# %% ../nbs/08c_benefit.ipynb #aa635dc5
 def size_table(
     sweep:dict, # of `size_sweep`
     target:float=.8, # validation accuracy that counts as learnt
@@ -239,11 +271,13 @@ def size_table(
         arms = {a: sorted(rs, key=lambda r: r.seed) for a, rs in _by_arm(results).items()}
         base = [r.accuracy for r in next(iter(arms.values()))]
         for i, (a, rs) in enumerate(arms.items()):
-            acc = [r.accuracy for r in rs]; m, sd = mean_std(acc); when = float(np.median([epochs_to_target(r, target)*r.steps for r in rs]))
-            rows.append([str(n), a, f'{m:.3f} ± {sd:.3f}', str(paired_over_seeds(base, acc)) if i and len(acc) > 1 else '', 'never' if np.isinf(when) else f'{when:.0f}', f'{np.mean([r.updates for r in rs]):.0f}'])
+            acc = [r.accuracy for r in rs]; m, sd = mean_std(acc)
+            when = float(np.median([epochs_to_target(r, target)*r.steps for r in rs]))
+            rows.append([str(n), a, f'{m:.3f} ± {sd:.3f}', str(paired_over_seeds(base, acc)) if i and len(acc) > 1 else '',
+                'never' if np.isinf(when) else f'{when:.0f}', f'{np.mean([r.updates for r in rs]):.0f}'])
     return '\n'.join(aligned(rows))
 
-# %% ../nbs/08c_benefit.ipynb #707a31b6
+# %% ../nbs/08c_benefit.ipynb #de91d7c1
 def plot_size_sweep(
     named:dict, # name of a generator -> what `size_sweep` gave; the baseline is drawn from the first
     ax=None, # draw here instead of in a new figure
@@ -252,7 +286,8 @@ def plot_size_sweep(
     if ax is None: ax = plt.subplots(figsize=(5.2, 3), dpi=72, layout='constrained')[1]
     colors = iter(plt.rcParams['axes.prop_cycle'].by_key()['color'])
     for i, (name, sweep) in enumerate(named.items()):
-        arms = {a: [[r for r in rs if r.arm == a] for rs in sweep.values()] for a in dict.fromkeys(r.arm for rs in sweep.values() for r in rs)}
+        arms = {a: [[r for r in rs if r.arm == a] for rs in sweep.values()]
+            for a in dict.fromkeys(r.arm for rs in sweep.values() for r in rs)}
         (first, base), *others = arms.items()
         if not i: _draw_arm(ax, list(sweep), base, base, first, 'black')
         for a, rows in others: _draw_arm(ax, list(sweep), base, rows, f'{a}, {name}', next(colors))

@@ -47,7 +47,7 @@ def only_dropout(
         for m in dropout_layers(net): m.train(active)
         yield net
 
-# %% ../nbs/08a_calibration.ipynb #99129cf6
+# %% ../nbs/08a_calibration.ipynb #dfa609e7
 def mc_predict(
     net:nn.Module, # (n,c,h,w) in [-1,1] -> logits (n,k)
     films:ImageSet, # to classify
@@ -59,9 +59,12 @@ def mc_predict(
     "T stochastic passes with nothing but dropout active (Gal & Ghahramani 2016). Raises ValueError for T < 1, no films, or a network without dropout."
     if T < 1: raise ValueError(f'T {T}: expected at least one pass')
     if not len(films): raise ValueError('found no films to classify, expected at least one')
-    if not dropout_layers(net): raise ValueError(f'found no dropout in {type(net).__name__}, expected nn.Dropout or MCDropout with p > 0: its passes would be T times the same; use `predict_once`')
+    if not dropout_layers(net):
+        raise ValueError(f'found no dropout in {type(net).__name__}, expected nn.Dropout or MCDropout with p > 0: '
+            'its passes would be T times the same; use `predict_once`')
     if device is not None: net.to(device)
-    with only_dropout(net), _own_seed(seed, next(net.parameters()).device): return torch.stack([_pass(net, films, bs) for _ in range(T)])
+    with only_dropout(net), _own_seed(seed, next(net.parameters()).device):
+        return torch.stack([_pass(net, films, bs) for _ in range(T)])
 
 # %% ../nbs/08a_calibration.ipynb #4d5ce62a
 def predict_once(
@@ -74,13 +77,16 @@ def predict_once(
     if not len(films): raise ValueError('found no films to classify, expected at least one')
     return predict(net if device is None else net.to(device), films, bs)[None]
 
-# %% ../nbs/08a_calibration.ipynb #64882283
+# %% ../nbs/08a_calibration.ipynb #9e9e9517
 def _passes(probs):
     "As (T,n,k) float64 on the CPU; raises ValueError for what are no probabilities."
     p = torch.as_tensor(probs).detach().cpu().double()
     p = p[None] if p.dim() == 2 else p
-    if p.dim() != 3 or not p.numel() or p.shape[-1] < 2: raise ValueError(f'found probabilities of shape {tuple(p.shape)}, expected (T,n,k) or (n,k) with k >= 2')
-    if not (p >= 0).all() or not ((p.sum(-1)-1).abs() < 1e-4).all(): raise ValueError('found rows that are negative, NaN or do not sum to 1, expected probabilities: take the softmax of the logits')
+    if p.dim() != 3 or not p.numel() or p.shape[-1] < 2:
+        raise ValueError(f'found probabilities of shape {tuple(p.shape)}, expected (T,n,k) or (n,k) with k >= 2')
+    if not (p >= 0).all() or not ((p.sum(-1)-1).abs() < 1e-4).all():
+        raise ValueError('found rows that are negative, NaN or do not sum to 1, expected probabilities: '
+            'take the softmax of the logits')
     return p
 
 class KwonMatrices(NamedTuple):
@@ -122,12 +128,14 @@ def softmax_std(
     "Spread of one film's probabilities over the classes, which S0 plots for the deterministic network. Raises ValueError for what are no probabilities."
     return _passes(probs).mean(0).std(-1, unbiased=False)
 
-# %% ../nbs/08a_calibration.ipynb #f8f349db
+# %% ../nbs/08a_calibration.ipynb #64f873bc
 def _labelled(probs, labels):
     "Mean probabilities (n,k) and labels (n,), checked."
     p, y = _passes(probs).mean(0), torch.as_tensor(labels).cpu()
     fits = y.shape == (len(p),) and not y.is_floating_point() and 0 <= int(y.min()) <= int(y.max()) < p.shape[1]
-    if not fits: raise ValueError(f'found labels of shape {tuple(y.shape)} and type {y.dtype}, expected {len(p)} whole numbers from 0 to {p.shape[1]-1}')
+    if not fits:
+        raise ValueError(f'found labels of shape {tuple(y.shape)} and type {y.dtype}, '
+            f'expected {len(p)} whole numbers from 0 to {p.shape[1]-1}')
     return p, y.long()
 
 def nll(
@@ -146,7 +154,7 @@ def brier(
     p, y = _labelled(probs, labels)
     return float((p-F.one_hot(y, p.shape[1])).square().sum(1).mean())
 
-# %% ../nbs/08a_calibration.ipynb #3583d03d
+# %% ../nbs/08a_calibration.ipynb #31e1e2be
 class Sweep(NamedTuple):
     "What another number of passes would have given; in (m,2) mean and standard deviation over disjoint runs."
     T: Tensor # (m,) passes
@@ -155,6 +163,7 @@ class Sweep(NamedTuple):
     nll: Tensor # (m,2), nats
     mutual_information: Tensor # (m,2), nats, mean over films
 
+# %% ../nbs/08a_calibration.ipynb #8bc0108c
 def T_sweep(
     probs:Tensor, # (T,n,k), a long run of `mc_predict`
     labels:Tensor, # (n,) class numbers
@@ -163,16 +172,19 @@ def T_sweep(
     "Cut one long run into short ones. Raises ValueError for a T that cannot be tried twice, or labels that do not fit."
     p, y = _passes(probs), _labelled(probs, labels)[1]
     bad = [t for t in Ts if not 1 <= t <= len(p)//2]
-    if bad or not len(Ts): raise ValueError(f'T {bad or Ts}: expected 1 to {len(p)//2}, half of the {len(p)} passes, so that each is tried twice; run more passes')
+    if bad or not len(Ts):
+        raise ValueError(f'T {bad or Ts}: expected 1 to {len(p)//2}, half of the {len(p)} passes, '
+            'so that each is tried twice; run more passes')
     noise, rows = [], []
     for t in Ts:
         runs = p[:len(p)//t*t].unflatten(0, (-1, t))
         noise.append(runs.mean(1).var(0).mean().sqrt())
-        each = torch.tensor([[(r.mean(0).argmax(1) == y).double().mean(), nll(r, y), mutual_information(r).mean()] for r in runs]).double()
+        each = torch.tensor([[(r.mean(0).argmax(1) == y).double().mean(), nll(r, y), mutual_information(r).mean()]
+            for r in runs]).double()
         rows.append(torch.stack([each.mean(0), each.std(0)], 1))
     return Sweep(torch.tensor(Ts), torch.stack(noise), *torch.stack(rows, 1))
 
-# %% ../nbs/08a_calibration.ipynb #ac18af74
+# %% ../nbs/08a_calibration.ipynb #cd84f7ee
 def plot_T_sweep(
     sweep:Sweep, # of `T_sweep`
     axes=None, # three, to draw in
@@ -180,12 +192,16 @@ def plot_T_sweep(
     "Noise of the mean, likelihood and mutual information against the number of passes; bands are one standard deviation between runs. Returns the axes."
     if axes is None: axes = plt.subplots(1, 3, figsize=(10, 2.8), dpi=72, layout='constrained')[1]
     T = sweep.T.numpy()
-    axes[0].loglog(T, sweep.noise, 'o-', ms=4, label='measured'); axes[0].loglog(T, float(sweep.noise[0])*(T[0]/T)**.5, ':', color='gray', label='falls as 1/√T'); axes[0].legend(fontsize=7)
+    axes[0].loglog(T, sweep.noise, 'o-', ms=4, label='measured')
+    axes[0].loglog(T, float(sweep.noise[0])*(T[0]/T)**.5, ':', color='gray', label='falls as 1/√T')
+    axes[0].legend(fontsize=7)
     for ax, name, v in zip(axes[1:], ('negative log-likelihood', 'mutual information, nats'), (sweep.nll, sweep.mutual_information)):
         m, sd = v.T.numpy()
         ax.semilogx(T, m, 'o-', ms=4); ax.fill_between(T, m-sd, m+sd, alpha=.2); ax.set_ylabel(name)
     axes[0].set_ylabel('spread of the mean probability')
-    for ax in axes: ax.set_xlabel('passes T'); ax.set_xticks(T, map(str, T)); ax.xaxis.set_minor_locator(plt.NullLocator()); ax.grid(alpha=.25)
+    for ax in axes:
+        ax.set_xlabel('passes T'); ax.set_xticks(T, map(str, T))
+        ax.xaxis.set_minor_locator(plt.NullLocator()); ax.grid(alpha=.25)
     return axes
 
 # %% ../nbs/08a_calibration.ipynb #a502dce2
@@ -224,7 +240,7 @@ def ece(
     r = reliability(probs, labels, bins, adaptive)
     return float((r.n*(r.accuracy-r.confidence).abs().nan_to_num()).sum()/r.n.sum())
 
-# %% ../nbs/08a_calibration.ipynb #d038d094
+# %% ../nbs/08a_calibration.ipynb #1b87b0cc
 @dataclass(frozen=True)
 class TemperatureScaling:
     "Softmax of the logits over a temperature (Guo et al. 2017)."
@@ -241,14 +257,19 @@ class TemperatureScaling:
     ):
         "The temperature of the least negative log-likelihood. Raises ValueError when the films do not determine one: nothing is wrong, or nothing better than guessing."
         p, y = _labelled(probs, labels)
-        if (p.argmax(1) == y).all(): raise ValueError(f'all {len(y)} films are called right: the best temperature would be 0; give more, or harder, held-out films')
-        best = minimize_scalar(lambda s: float(F.cross_entropy(_log(p)/np.exp(s), y)), bounds=(-5, 5), method='bounded', options=dict(xatol=1e-7)).x
-        if abs(best) > 4.99: raise ValueError(f'no temperature from 0.007 to 148 is best for these {len(y)} films: expected answers that are better than guessing, and sometimes wrong; look at the accuracy first')
+        if (p.argmax(1) == y).all():
+            raise ValueError(f'all {len(y)} films are called right: the best temperature would be 0; '
+                'give more, or harder, held-out films')
+        best = minimize_scalar(lambda s: float(F.cross_entropy(_log(p)/np.exp(s), y)), bounds=(-5, 5), method='bounded',
+            options=dict(xatol=1e-7)).x
+        if abs(best) > 4.99:
+            raise ValueError(f'no temperature from 0.007 to 148 is best for these {len(y)} films: '
+                'expected answers that are better than guessing, and sometimes wrong; look at the accuracy first')
         return cls(float(np.exp(best)))
 
 def _log(p): return p.clamp_min(1e-38).log()
 
-# %% ../nbs/08a_calibration.ipynb #608f87ba
+# %% ../nbs/08a_calibration.ipynb #2e6d2e16
 def plot_reliability(
     named:dict, # title -> (probs, labels), one panel each
     bins:int=10, # in every panel
@@ -256,23 +277,29 @@ def plot_reliability(
     axes=None, # draw here instead of in a new figure; one for each panel
 ):
     "Accuracy against confidence with Wilson intervals; grey bars are the share of the films in a bin. Returns the axes."
-    if axes is None: axes = plt.subplots(1, len(named), figsize=(2.9*len(named), 3), dpi=72, squeeze=False, sharey=True, layout='constrained')[1][0]
+    if axes is None:
+        axes = plt.subplots(1, len(named), figsize=(2.9*len(named), 3), dpi=72, squeeze=False, sharey=True, layout='constrained')[1][0]
     for ax, (title, (probs, labels)) in zip(axes, named.items()):
         r = reliability(probs, labels, bins, adaptive)
         full = r.n > 0
         value, low, high = np.array([wilson(k, n) for k, n in zip(r.right[full], r.n[full])]).T
-        ax.bar(r.edges[:-1].numpy(), (r.n/r.n.sum()).numpy(), r.edges.diff().numpy(), align='edge', color='lightgray', edgecolor='white')
-        ax.plot([0, 1], [0, 1], ':', color='gray'); ax.errorbar(r.confidence[full].numpy(), value, [value-low, high-value], fmt='o', ms=4, capsize=2)
-        ax.set_title(f'{title}\nECE {ece(probs, labels, bins, adaptive):.3f}, {int(r.n.sum())} films, {bins} bins', fontsize=9); ax.set_xlabel('confidence'); ax.set_xlim(0, 1); ax.set_ylim(0, 1)
+        ax.bar(r.edges[:-1].numpy(), (r.n/r.n.sum()).numpy(), r.edges.diff().numpy(), align='edge',
+            color='lightgray', edgecolor='white')
+        ax.plot([0, 1], [0, 1], ':', color='gray')
+        ax.errorbar(r.confidence[full].numpy(), value, [value-low, high-value], fmt='o', ms=4, capsize=2)
+        ax.set_title(f'{title}\nECE {ece(probs, labels, bins, adaptive):.3f}, {int(r.n.sum())} films, {bins} bins', fontsize=9)
+        ax.set_xlabel('confidence'); ax.set_xlim(0, 1); ax.set_ylim(0, 1)
     axes[0].set_ylabel('accuracy')
     return axes
 
-# %% ../nbs/08a_calibration.ipynb #c885f498
+# %% ../nbs/08a_calibration.ipynb #81b9836a
 def _doubts(uncertainty, wrong):
     "Both as (n,) float64, checked."
     u, w = torch.as_tensor(uncertainty).detach().cpu().double(), torch.as_tensor(wrong).cpu().double()
-    if u.dim() != 1 or not len(u) or u.shape != w.shape: raise ValueError(f'found uncertainty {tuple(u.shape)} and wrong {tuple(w.shape)}, expected one of each for every film')
-    if not u.isfinite().all() or not ((w == 0) | (w == 1)).all(): raise ValueError('found NaN or infinity in the uncertainty, or values other than 0 and 1 in wrong')
+    if u.dim() != 1 or not len(u) or u.shape != w.shape:
+        raise ValueError(f'found uncertainty {tuple(u.shape)} and wrong {tuple(w.shape)}, expected one of each for every film')
+    if not u.isfinite().all() or not ((w == 0) | (w == 1)).all():
+        raise ValueError('found NaN or infinity in the uncertainty, or values other than 0 and 1 in wrong')
     return u, w
 
 # %% ../nbs/08a_calibration.ipynb #463f0496
@@ -295,17 +322,18 @@ def risk_coverage(
     n = torch.arange(1, len(u)+1)
     return RiskCoverage(n/len(u), tied[u.argsort()].cumsum(0)/n, w.sort().values.cumsum(0)/n)
 
-# %% ../nbs/08a_calibration.ipynb #5e49ad4c
+# %% ../nbs/08a_calibration.ipynb #df5e4f73
 def error_auroc(
     uncertainty:Tensor, # (n,), high where in doubt
     wrong:Tensor, # (n,) 0 or 1, both present
 )->float: # 0 to 1; .5 knows nothing
     "Chance that a wrong film is more doubted than a right one, ties half (Hendrycks & Gimpel 2017). Raises ValueError when all or none are wrong."
     u, w = _doubts(uncertainty, wrong)
-    if w.min() == w.max(): raise ValueError(f"found {'only' if w.max() else 'no'} wrong films among {len(w)}, expected some right and some wrong")
+    if w.min() == w.max():
+        raise ValueError(f"found {'only' if w.max() else 'no'} wrong films among {len(w)}, expected some right and some wrong")
     return _auroc(u[w == 1].numpy(), u[w == 0].numpy())
 
-# %% ../nbs/08a_calibration.ipynb #90cd2f99
+# %% ../nbs/08a_calibration.ipynb #43d55cd8
 def plot_risk_coverage(
     curves:dict, # name -> RiskCoverage
     ax=None, # draw here instead of in a new figure
@@ -314,27 +342,33 @@ def plot_risk_coverage(
     if ax is None: ax = plt.subplots(figsize=(5.8, 3.2), dpi=72, layout='constrained')[1]
     for name, c in curves.items(): ax.plot(c.coverage, c.risk, lw=1.3, label=f'{name}, AURC {c.aurc:.3f}')
     first = next(iter(curves.values()))
-    ax.plot(first.coverage, first.best, ':', color='gray', label=f'lowest, {float(first.best.mean()):.3f}'); ax.axhline(float(first.risk[-1]), color='gray', lw=.8, ls='--')
-    ax.set_xlabel('coverage: part of the films that is answered'); ax.set_ylabel('risk: part of those that is wrong'); ax.set_ylim(0); ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5), frameon=False); ax.grid(alpha=.25)
+    ax.plot(first.coverage, first.best, ':', color='gray', label=f'lowest, {float(first.best.mean()):.3f}')
+    ax.axhline(float(first.risk[-1]), color='gray', lw=.8, ls='--')
+    ax.set_xlabel('coverage: part of the films that is answered')
+    ax.set_ylabel('risk: part of those that is wrong'); ax.set_ylim(0)
+    ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5), frameon=False); ax.grid(alpha=.25)
     return ax
 
-# %% ../nbs/08a_calibration.ipynb #4e920829
+# %% ../nbs/08a_calibration.ipynb #aa6dd328
 def plot_uncertainty(
     columns:dict, # title -> (uncertainty (n,), wrong (n,))
     bins:int=25, # as S0
     axes=None, # (3, columns) to draw in
 ):
     "S0's histograms of all films, of the right and of the wrong ones: a column for each quantity, counts in logarithms but for the wrong ones. Returns the axes, (3, columns)."
-    if axes is None: axes = plt.subplots(3, len(columns), figsize=(3*len(columns), 5.4), dpi=72, squeeze=False, sharex='col', layout='constrained')[1]
+    if axes is None:
+        axes = plt.subplots(3, len(columns), figsize=(3*len(columns), 5.4), dpi=72, squeeze=False, sharex='col', layout='constrained')[1]
     for col, (title, doubt) in zip(axes.T, columns.items()):
         u, w = _doubts(*doubt)
         edges = np.histogram_bin_edges(u, bins, (min(0., float(u.min())), float(u.max())))
         for ax, name, films, color in zip(col, ('all', 'right', 'wrong'), (w >= 0, w == 0, w == 1), ('C0', 'green', 'red')):
-            ax.hist(u[films].numpy(), edges, color=color, log=name != 'wrong'); ax.set_ylabel(f'{name}, {int(films.sum())} films', fontsize=8)
-        col[0].set_title(title, fontsize=9); col[-1].set_xlabel(f'AUROC of the errors {error_auroc(u, w):.2f}' if 0 < w.sum() < len(w) else '', fontsize=8)
+            ax.hist(u[films].numpy(), edges, color=color, log=name != 'wrong')
+            ax.set_ylabel(f'{name}, {int(films.sum())} films', fontsize=8)
+        col[0].set_title(title, fontsize=9)
+        col[-1].set_xlabel(f'AUROC of the errors {error_auroc(u, w):.2f}' if 0 < w.sum() < len(w) else '', fontsize=8)
     return axes
 
-# %% ../nbs/08a_calibration.ipynb #b68ed30d
+# %% ../nbs/08a_calibration.ipynb #45085e12
 class Assessment(NamedTuple):
     "How good the probabilities of a classifier are, with the entropy as its doubt."
     n: int # films
@@ -354,23 +388,29 @@ def assess(
     p, y = _labelled(probs, labels)
     wrong, u = p.argmax(1) != y, predictive_entropy(p)
     found = error_auroc(u, wrong) if 0 < wrong.sum() < len(y) else float('nan')
-    return Assessment(len(y), wilson((~wrong).sum(), len(y)), nll(p, y), brier(p, y), ece(p, y), ece(p, y, adaptive=True), risk_coverage(u, wrong).aurc, found)
+    return Assessment(len(y), wilson((~wrong).sum(), len(y)), nll(p, y), brier(p, y), ece(p, y), ece(p, y, adaptive=True),
+        risk_coverage(u, wrong).aurc, found)
 
-# %% ../nbs/08a_calibration.ipynb #417b1fd4
+# %% ../nbs/08a_calibration.ipynb #45a9cf31
 def assessment_table(
     named:dict, # name -> Assessment, all of the same test films
 )->str:
     "One line for each. Raises ValueError for different numbers of films."
-    if len(n := {a.n for a in named.values()}) != 1: raise ValueError(f'found {sorted(n)} films, expected the same for all: these numbers depend on it')
+    if len(n := {a.n for a in named.values()}) != 1:
+        raise ValueError(f'found {sorted(n)} films, expected the same for all: these numbers depend on it')
     wide = max(map(len, named))
     rows = [f"{k:<{wide}}  {str(a.accuracy):<20}  "+'  '.join(f'{v:>7.3f}' for v in a[2:]) for k, a in named.items()]
-    return '\n'.join([f'{n.pop()} films', f"{'':<{wide}}  {'accuracy':<20}  "+'  '.join(f'{h:>7}' for h in ('NLL', 'Brier', 'ECE', 'ECE ad.', 'AURC', 'AUROC')), *rows])
+    return '\n'.join([f'{n.pop()} films',
+        f"{'':<{wide}}  {'accuracy':<20}  "+'  '.join(f'{h:>7}' for h in ('NLL', 'Brier', 'ECE', 'ECE ad.', 'AURC', 'AUROC')),
+        *rows])
 
-# %% ../nbs/08a_calibration.ipynb #9e2a7912
+# %% ../nbs/08a_calibration.ipynb #cf9ffa8f
 def _paired(a, b):
     "Two (n,) arrays of floats, checked."
     a, b = (torch.as_tensor(v).detach().cpu().double().numpy() for v in (a, b))
-    if a.ndim != 1 or not len(a) or a.shape != b.shape: raise ValueError(f'found {a.shape} and {b.shape} answers, expected one of each classifier for every film, the same films in the same order')
+    if a.ndim != 1 or not len(a) or a.shape != b.shape:
+        raise ValueError(f'found {a.shape} and {b.shape} answers, '
+            'expected one of each classifier for every film, the same films in the same order')
     if not np.isfinite([a, b]).all(): raise ValueError('found NaN or infinity, expected a number for every film')
     return a, b
 
@@ -390,7 +430,7 @@ def mcnemar(
     only_a, only_b = int((a > b).sum()), int((b > a).sum())
     return McNemar(only_a, only_b, float(stats.binomtest(only_a, only_a+only_b).pvalue) if only_a+only_b else 1.)
 
-# %% ../nbs/08a_calibration.ipynb #b8db4c0f
+# %% ../nbs/08a_calibration.ipynb #2e383537
 def paired_difference(
     a, # (n,) whether classifier a is right, or any score of it, film by film
     b, # (n,) the same for b, on the same films
@@ -401,13 +441,14 @@ def paired_difference(
 )->Interval:
     "Mean of b less that of a, for right answers the difference of accuracies, with a percentile bootstrap interval (Efron 1979). Raises ValueError for lists that do not fit."
     a, b = _paired(a, b)
-    if groups is not None and len(groups) != len(a): raise ValueError(f'found {len(groups)} groups, expected one for each of the {len(a)} films')
+    if groups is not None and len(groups) != len(a):
+        raise ValueError(f'found {len(groups)} groups, expected one for each of the {len(a)} films')
     at = np.arange(len(a)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     total, films, g = np.bincount(at, b-a), np.bincount(at), np.random.default_rng(seed)
     drawn = [total[i].sum()/films[i].sum() for _ in range(draws) for i in [g.integers(len(films), size=len(films))]]
     return Interval(float((b-a).mean()), *np.quantile(drawn, [(1-level)/2, (1+level)/2]).tolist())
 
-# %% ../nbs/08a_calibration.ipynb #bfee8768
+# %% ../nbs/08a_calibration.ipynb #4cf27ac1
 class ErrorRates(NamedTuple):
     "The two ways to be wrong about one class, with Wilson intervals."
     type1: Interval # false positives among the films of other classes: 1 - specificity
@@ -420,21 +461,24 @@ def error_rates(
 )->ErrorRates:
     "Type I and type II error of one class against all others. Raises ValueError for an unknown class, a matrix that is not square, or no films on one side."
     m, classes = np.asarray(getattr(confusion, 'matrix', confusion)), list(getattr(confusion, 'classes', ()))
-    if m.ndim != 2 or m.shape[0] != m.shape[1]: raise ValueError(f'found a confusion matrix of shape {m.shape}, expected (k,k) counts')
+    if m.ndim != 2 or m.shape[0] != m.shape[1]:
+        raise ValueError(f'found a confusion matrix of shape {m.shape}, expected (k,k) counts')
     c = classes.index(positive) if positive in classes else positive
-    if isinstance(c, str) or not 0 <= c < len(m): raise ValueError(f'class {positive!r} is not known: expected 0 to {len(m)-1}{f" or one of {classes}" if classes else ""}')
+    if isinstance(c, str) or not 0 <= c < len(m):
+        raise ValueError(f'class {positive!r} is not known: expected 0 to {len(m)-1}{f" or one of {classes}" if classes else ""}')
     own, others = m[c].sum(), np.delete(m, c, 0).sum()
     if not own or not others: raise ValueError(f'found {own} films of the class and {others} of others, expected some of each')
     return ErrorRates(wilson(m[:, c].sum()-m[c, c], others, level), wilson(own-m[c, c], own, level))
 
-# %% ../nbs/08a_calibration.ipynb #bef714ef
+# %% ../nbs/08a_calibration.ipynb #0966dd78
 def over_seeds(
     values, # (s,) one for each seed, s >= 2
     level:float=.95, # of confidence
 )->Interval:
     "Mean over trainings with Student's t interval. Raises ValueError for fewer than two."
     v = np.asarray(values, dtype=float)
-    if v.ndim != 1 or len(v) < 2: raise ValueError(f'found {v.shape} values, expected one for each of at least two seeds: one training is not a result')
+    if v.ndim != 1 or len(v) < 2:
+        raise ValueError(f'found {v.shape} values, expected one for each of at least two seeds: one training is not a result')
     wide = stats.t.ppf((1+level)/2, len(v)-1)*v.std(ddof=1)/len(v)**.5
     return Interval(float(v.mean()), float(v.mean()-wide), float(v.mean()+wide))
 

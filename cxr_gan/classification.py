@@ -28,11 +28,13 @@ from .judge import _auroc
 from .metrics import _own_seed, fit_classifier
 from .uncertainty import mc_dropout
 
-# %% ../nbs/08_classification.ipynb #0c7df9db
+# %% ../nbs/08_classification.ipynb #05c9d41f
 class _Pool:
     "Generated films from a set: each once, then again in another order."
     def __init__(self, s, k, device, value_range, seed):
-        if len(s) < k: raise ValueError(f'found {len(s)} generated films, expected at least {k}, the generated part of a batch: generate more or lower bs')
+        if len(s) < k:
+            raise ValueError(f'found {len(s)} generated films, expected at least {k}, the generated part of a batch: '
+                'generate more or lower bs')
         self.dl = ResidentLoader(s, max(k, 1), True, True, device, value_range, seed)
         self._it = iter(())
     def draw(self, k):
@@ -48,21 +50,24 @@ def _make(make, labels, seed, like):
     "Films of these labels from a function, uint8 (n,c,size,size), as large as those of `like`."
     x = make(len(labels), labels, seed)
     x = resize(x[0] if isinstance(x, tuple) else x, like.size)
-    if x.shape[:2] != (len(labels), like.channels): raise ValueError(f'asked for {len(labels)} films with {like.channels} channels, the generator gave {tuple(x.shape)}')
+    if x.shape[:2] != (len(labels), like.channels):
+        raise ValueError(f'asked for {len(labels)} films with {like.channels} channels, the generator gave {tuple(x.shape)}')
     return x
 
-# %% ../nbs/08_classification.ipynb #b87e6686
+# %% ../nbs/08_classification.ipynb #d8036418
 class _Fresh:
     "Generated films made when they are needed, with labels drawn evenly."
-    def __init__(self, make, like, device, value_range, seed): self.make, self.like, self.device, self.value_range, self._rng = make, like, device, value_range, rng(seed)
+    def __init__(self, make, like, device, value_range, seed):
+        self.make, self.like, self.device, self.value_range, self._rng = make, like, device, value_range, rng(seed)
     def draw(self, k):
-        y, seed = torch.randint(self.like.n_classes, (k,), generator=self._rng), int(torch.randint(2**31, (1,), generator=self._rng))
+        y, seed = (torch.randint(self.like.n_classes, (k,), generator=self._rng),
+            int(torch.randint(2**31, (1,), generator=self._rng)))
         return to_float(_make(self.make, y, seed, self.like).to(self.device), self.value_range), y.to(self.device)
     def to(self, device): self.device = torch.device(device)
     def state_dict(self): return dict(rng=self._rng.get_state())
     def load_state_dict(self, state): self._rng.set_state(state['rng'].cpu())
 
-# %% ../nbs/08_classification.ipynb #fc2fe167
+# %% ../nbs/08_classification.ipynb #ad412741
 class MixedLoader(ResidentLoader):
     "Batches of real and generated films, with the batch size and the steps per epoch that the real ones alone would have."
     def __init__(self,
@@ -76,12 +81,14 @@ class MixedLoader(ResidentLoader):
         seed:int=0, # of both orders
     ):
         if mixing not in ('exact', 'shuffled'): raise ValueError(f"mixing {mixing!r}: expected 'exact' or 'shuffled'")
-        if not 0 <= share <= 1 or (mixing == 'shuffled' and share != .5): raise ValueError(f"share {share}: expected 0 to 1, and .5 with mixing='shuffled'")
+        if not 0 <= share <= 1 or (mixing == 'shuffled' and share != .5):
+            raise ValueError(f"share {share}: expected 0 to 1, and .5 with mixing='shuffled'")
         _check_generated(s, generated)
         super().__init__(s, bs, True, False, device, value_range, seed)
         self.generated, self.share, self.mixing, self._keep = generated, share, mixing, rng(seed+1)
         most = self._ask(min(bs, len(s)))
-        self._made = (_Pool(generated, most, self.device, value_range, seed+2) if isinstance(generated, ImageSet) else _Fresh(generated, s, self.device, value_range, seed+2))
+        self._made = (_Pool(generated, most, self.device, value_range, seed+2) if isinstance(generated, ImageSet)
+            else _Fresh(generated, s, self.device, value_range, seed+2))
     def _ask(self, b): return b if self.mixing == 'shuffled' else int(b*self.share)
     def _mix(self, x, y):
         b, k = len(y), self._ask(len(y))
@@ -92,17 +99,21 @@ class MixedLoader(ResidentLoader):
         return torch.cat([x, gx])[at], torch.cat([y, gy])[at]
     def __iter__(self): return (self._mix(x, y) for x, y in ResidentLoader.__iter__(self))
 
-# %% ../nbs/08_classification.ipynb #27c1749f
+# %% ../nbs/08_classification.ipynb #6df1da98
 def _check_generated(real, generated):
     "Raises when generated films cannot stand beside the real ones."
     if not isinstance(generated, ImageSet):
         if callable(generated): return
         raise TypeError(f'generated: found {type(generated).__name__}, expected an ImageSet or a function (n, labels, seed) -> films')
     if not len(generated): raise ValueError('found no generated films, expected some: make them with `sample`')
-    if generated.classes != real.classes: raise ValueError(f'found classes {generated.classes} among the generated films, expected those of the real ones in their order, {real.classes}: use .only(...)')
-    if generated.images.shape[1:] != real.images.shape[1:]: raise ValueError(f'found generated films {tuple(generated.images.shape[1:])} beside real ones {tuple(real.images.shape[1:])}, expected one shape: bring both to the smaller size with .resized(size)')
+    if generated.classes != real.classes:
+        raise ValueError(f'found classes {generated.classes} among the generated films, '
+            f'expected those of the real ones in their order, {real.classes}: use .only(...)')
+    if generated.images.shape[1:] != real.images.shape[1:]:
+        raise ValueError(f'found generated films {tuple(generated.images.shape[1:])} beside real ones '
+            f'{tuple(real.images.shape[1:])}, expected one shape: bring both to the smaller size with .resized(size)')
 
-# %% ../nbs/08_classification.ipynb #a0e6d8db
+# %% ../nbs/08_classification.ipynb #382739cc
 @patch
 def one_batch(self:MixedLoader):
     "The first batch of the epoch to come; nothing moves on."
@@ -111,27 +122,33 @@ def one_batch(self:MixedLoader):
     try: return next(iter(self))
     finally: self.load_state_dict(state); self._resumed = resumed
 
+# %% ../nbs/08_classification.ipynb #e074bffc
 @patch
 def new(self:MixedLoader, dataset=None, **kwargs):
     "A loader like this one, with some arguments changed."
     old = {k: getattr(self, k) for k in ('generated', 'bs', 'share', 'mixing', 'device', 'value_range', 'seed')}
     return type(self)(self.dataset if dataset is None else dataset, **{**old, **{k: v for k, v in kwargs.items() if k in old}})
 
+# %% ../nbs/08_classification.ipynb #2d7b0f0e
 @patch
 def to(self:MixedLoader, device):
     "Move the films to a device."
     if hasattr(self, '_made'): self._made.to(device)
     return ResidentLoader.to(self, device)
 
+# %% ../nbs/08_classification.ipynb #32daa78a
 @patch
 def state_dict(self:MixedLoader):
     "Tensors and numbers from which both orders go on."
     return {**ResidentLoader.state_dict(self), 'generated': self._made.state_dict(), 'keep': self._keep.get_state()}
 
+# %% ../nbs/08_classification.ipynb #32243223
 @patch
 def load_state_dict(self:MixedLoader, state):
     "Go on where `state_dict` was taken."
-    ResidentLoader.load_state_dict(self, state); self._made.load_state_dict(state['generated']); self._keep.set_state(state['keep'].cpu())
+    ResidentLoader.load_state_dict(self, state)
+    self._made.load_state_dict(state['generated'])
+    self._keep.set_state(state['keep'].cpu())
 
 # %% ../nbs/08_classification.ipynb #e0d6eda9
 def mixed_loaders(
@@ -149,7 +166,7 @@ def mixed_loaders(
     dl = MixedLoader(train, generated, bs, share, mixing, device, seed=seed) if share else ResidentLoader(train, bs, device=device, seed=seed)
     return DataLoaders(dl, ResidentLoader(train if valid is None else valid, bs, shuffle=False, device=device), device=device)
 
-# %% ../nbs/08_classification.ipynb #a3bf6f3b
+# %% ../nbs/08_classification.ipynb #d9d3188f
 @dataclass(frozen=True)
 class Result:
     "One trained classifier on the test films."
@@ -173,15 +190,19 @@ class Result:
     n = property(lambda self: int(self.matrix.sum()), doc='films tested')
     accuracy = property(lambda self: float(np.trace(self.matrix)/self.n), doc='part of the films that are right')
     recall = property(lambda self: (np.diag(self.matrix)/self.matrix.sum(1)).tolist(), doc='for each class, the part of its films that is found')
-    precision = property(lambda self: (np.diag(self.matrix)/np.maximum(self.matrix.sum(0), 1)).tolist(), doc='for each class, the part of what is called so that is so; 0 if nothing is')
+    precision = property(lambda self: (np.diag(self.matrix)/np.maximum(self.matrix.sum(0), 1)).tolist(),
+        doc='for each class, the part of what is called so that is so; 0 if nothing is')
     never_predicted = property(lambda self: [c for c, n in zip(self.classes, self.matrix.sum(0)) if n == 0], doc='classes whose precision is 0/0')
     def __post_init__(self):
         m, k = self.matrix, len(self.classes)
-        if m.shape != (k, k) or (m < 0).any(): raise ValueError(f'found a confusion matrix of shape {m.shape} for {k} classes, expected ({k}, {k}) counts')
-        if empty := [c for c, n in zip(self.classes, m.sum(1)) if n == 0]: raise ValueError(f"no films of {', '.join(empty)} to test: their recall does not exist; add films or leave the class out with .only(...)")
+        if m.shape != (k, k) or (m < 0).any():
+            raise ValueError(f'found a confusion matrix of shape {m.shape} for {k} classes, expected ({k}, {k}) counts')
+        if empty := [c for c, n in zip(self.classes, m.sum(1)) if n == 0]:
+            raise ValueError(f"no films of {', '.join(empty)} to test: their recall does not exist; "
+                "add films or leave the class out with .only(...)")
     def to_dict(self)->dict: return {**asdict(self), **{k: getattr(self, k) for k in ('n', 'accuracy', 'recall', 'precision', 'never_predicted')}}
 
-# %% ../nbs/08_classification.ipynb #9c87a7c4
+# %% ../nbs/08_classification.ipynb #b27da756
 def scores(
     y_true, # (n,) class numbers
     y_pred, # (n,) class numbers
@@ -192,8 +213,10 @@ def scores(
 )->Result:
     "Count what was called what. Raises ValueError for lists of different length, unknown numbers, or a class without films."
     t, p, k = torch.as_tensor(y_true).long().cpu(), torch.as_tensor(y_pred).long().cpu(), len(classes)
-    if t.shape != p.shape or t.dim() != 1 or not len(t): raise ValueError(f'found {tuple(t.shape)} true and {tuple(p.shape)} predicted classes, expected one of each for every film')
-    if not 0 <= int(min(t.min(), p.min())) <= int(max(t.max(), p.max())) < k: raise ValueError(f'found classes {sorted({*t.tolist(), *p.tolist()})}, expected 0 to {k-1}')
+    if t.shape != p.shape or t.dim() != 1 or not len(t):
+        raise ValueError(f'found {tuple(t.shape)} true and {tuple(p.shape)} predicted classes, expected one of each for every film')
+    if not 0 <= int(min(t.min(), p.min())) <= int(max(t.max(), p.max())) < k:
+        raise ValueError(f'found classes {sorted({*t.tolist(), *p.tolist()})}, expected 0 to {k-1}')
     counts = torch.bincount(t*k+p, minlength=k*k).view(k, k).tolist()
     return Result(arm, seed, tuple(map(str, classes)), tuple(map(tuple, counts)), answers=tuple(p.tolist()), **context)
 
@@ -206,7 +229,7 @@ def mean_std(
     if not len(v): raise ValueError('found no runs, expected at least one')
     return v.mean(0).tolist(), v.std(0).tolist()
 
-# %% ../nbs/08_classification.ipynb #1217da7e
+# %% ../nbs/08_classification.ipynb #6d179c41
 @dataclass(frozen=True)
 class Summary:
     "One arm over its seeds: means and population standard deviations."
@@ -219,22 +242,27 @@ class Summary:
     precision:tuple # (mean, std) of each class
     def to_dict(self)->dict: return asdict(self)
 
+# %% ../nbs/08_classification.ipynb #e943c2e2
 def _by_arm(results):
     "Name of the arm -> its results, in the order of appearance. Raises ValueError for no results, or results that were not got under equal conditions."
     if not results: raise ValueError('found no results, expected at least one')
     for f in ('n', 'classes', 'network', 'size', 'bs', 'n_train'):
-        if len(found := {getattr(r, f) for r in results}) > 1: raise ValueError(f'these results cannot be compared: {f} is {" and ".join(sorted(map(str, found)))}')
+        if len(found := {getattr(r, f) for r in results}) > 1:
+            raise ValueError(f'these results cannot be compared: {f} is {" and ".join(sorted(map(str, found)))}')
     return {a: [r for r in results if r.arm == a] for a in dict.fromkeys(r.arm for r in results)}
 
+# %% ../nbs/08_classification.ipynb #815a3120
 def summarise(
     results, # of `run_arms`, or any that were tested on the same films
 )->list: # of Summary, one for each arm, in the order of appearance
     "Mean and spread of each arm. Raises ValueError for no results, or results that were not got under equal conditions."
     arms = _by_arm(list(results))
     pairs = lambda rs, f: tuple(zip(*mean_std([getattr(r, f) for r in rs])))
-    return [Summary(a, tuple(r.seed for r in rs), rs[0].n, rs[0].classes, mean_std([r.accuracy for r in rs]), pairs(rs, 'recall'), pairs(rs, 'precision')) for a, rs in arms.items()]
+    return [Summary(a, tuple(r.seed for r in rs), rs[0].n, rs[0].classes,
+                mean_std([r.accuracy for r in rs]), pairs(rs, 'recall'), pairs(rs, 'precision'))
+        for a, rs in arms.items()]
 
-# %% ../nbs/08_classification.ipynb #727dc4df
+# %% ../nbs/08_classification.ipynb #5a2ce660
 def results_table(
     results, # of `run_arms`
 )->str:
@@ -247,12 +275,13 @@ def results_table(
     if len(set(sum(steps, []))) > 1: cells += [['steps in all', *(f'{np.mean(v):.0f}' for v in steps)]]
     seeds = ' and '.join(sorted({f"{len(s.seeds)} seed{'s' if len(s.seeds) > 1 else ' (one seed is not a result)'}" for s in rows}))
     head = [r.network, f'{r.size} px' if r.size else '', f'tested on {r.n} real films', seeds]
-    head += [f"trained on batches of {r.bs}, {' or '.join(map(str, sorted({q.steps for q in results})))} an epoch, {r.n_train} real films"] if r.steps else []
+    head += [f"trained on batches of {r.bs}, {' or '.join(map(str, sorted({q.steps for q in results})))} an epoch, "
+        f"{r.n_train} real films"] if r.steps else []
     never = {c: sum(c in q.never_predicted for q in results) for c in r.classes}
     notes = [f'{c} was never predicted in {k} of {len(results)} runs: precision 0 there' for c, k in never.items() if k]
     return '\n'.join([', '.join(filter(None, head)), *aligned(cells), *notes])
 
-# %% ../nbs/08_classification.ipynb #0fff4935
+# %% ../nbs/08_classification.ipynb #30dcf65b
 def plot_confusion(
     results, # one Result, or several of one arm, which are added up
     title:str=None, # stands above; None names the arm and the number of films
@@ -260,7 +289,9 @@ def plot_confusion(
 ):
     "Rows true, columns predicted; colour is the part of the row. Returns the axes."
     rs = [results] if isinstance(results, Result) else list(results)
-    if not rs or len({r.classes for r in rs}) > 1: raise ValueError(f'found {len(rs)} results of {len({r.classes for r in rs})} sets of classes, expected at least one, all of the same classes')
+    if not rs or len({r.classes for r in rs}) > 1:
+        raise ValueError(f'found {len(rs)} results of {len({r.classes for r in rs})} sets of classes, '
+            'expected at least one, all of the same classes')
     m, classes = sum(r.matrix for r in rs), rs[0].classes
     if ax is None: ax = plt.subplots(figsize=(1.6+.6*len(classes), 1.2+.6*len(classes)), dpi=72)[1]
     part = m/m.sum(1, keepdims=True)
@@ -272,7 +303,7 @@ def plot_confusion(
     ax.set_title(title or f"{rs[0].arm}, {rs[0].n} films{f', {len(rs)} runs' if len(rs) > 1 else ''}", fontsize=9)
     return ax
 
-# %% ../nbs/08_classification.ipynb #df87a3fb
+# %% ../nbs/08_classification.ipynb #d5191452
 def plot_arms(
     results, # of `run_arms`
     ax=None, # draw here instead of in a new figure
@@ -283,12 +314,13 @@ def plot_arms(
     for i, s in enumerate(rows):
         ys = [r.accuracy for r in results if r.arm == s.arm]
         ax.plot([i]*len(ys), ys, 'o', ms=4, alpha=.6); ax.hlines(s.accuracy[0], i-.25, i+.25, color='black', lw=1.2)
-    ax.axhline(1/len(rows[0].classes), color='gray', ls=':', lw=1); ax.text(-.45, 1/len(rows[0].classes)+.02, 'guessing', fontsize=7, color='gray')
+    ax.axhline(1/len(rows[0].classes), color='gray', ls=':', lw=1)
+    ax.text(-.45, 1/len(rows[0].classes)+.02, 'guessing', fontsize=7, color='gray')
     ax.set_xticks(range(len(rows)), [s.arm for s in rows]); ax.set_xlim(-.5, len(rows)-.5); ax.set_ylim(0, 1.02)
     ax.set_xlabel('trained on'); ax.set_ylabel(f'accuracy, {rows[0].n} test films'); ax.grid(axis='y', alpha=.25)
     return ax
 
-# %% ../nbs/08_classification.ipynb #b9411e61
+# %% ../nbs/08_classification.ipynb #0470cbe7
 @dataclass(frozen=True)
 class Arm:
     "What a classifier is trained on."
@@ -308,10 +340,12 @@ def find_arm(
     word, _, number = str(name).rpartition(' ')
     if name in ARMS: return ARMS[name]
     if word == 'ratio' and number.replace('.', '', 1).isdecimal(): return Arm(name, (float(number)/(1+float(number)),))
-    if word in ('balanced', 'oversampled') and number.isdecimal() and int(number): return Arm(name, each=int(number), fill='generated' if word == 'balanced' else 'real')
-    raise ValueError(f"arm {name!r} is not known: expected some of {', '.join(map(repr, ARMS))}, 'ratio R' (generated films for one real), 'balanced N' or 'oversampled N' (films of each class)")
+    if word in ('balanced', 'oversampled') and number.isdecimal() and int(number):
+        return Arm(name, each=int(number), fill='generated' if word == 'balanced' else 'real')
+    raise ValueError(f"arm {name!r} is not known: expected some of {', '.join(map(repr, ARMS))}, "
+        "'ratio R' (generated films for one real), 'balanced N' or 'oversampled N' (films of each class)")
 
-# %% ../nbs/08_classification.ipynb #5315ff37
+# %% ../nbs/08_classification.ipynb #8ff84ad2
 def _with_labels(generated, labels, seed, like):
     "Generated films of these labels: from a set none twice, from a function new ones."
     if not isinstance(generated, ImageSet): return ImageSet(_make(generated, labels, seed, like), labels, like.classes)
@@ -329,10 +363,13 @@ def fill_up(
     seed:int=0, # which ones
 )->ImageSet: # the real films, then those that were added
     "Balance the classes to `n` films each, as S1 does. Raises ValueError when a class has more already, or there are not enough generated films."
-    if max(real.counts().values()) > n: raise ValueError(f'found {real.counts()} real films, expected at most {n} of a class: raise N to the largest class or more')
+    if max(real.counts().values()) > n:
+        raise ValueError(f'found {real.counts()} real films, expected at most {n} of a class: raise N to the largest class or more')
     own, g = [(real.labels == c).nonzero()[:, 0] for c in range(real.n_classes)], rng(seed)
     lack = torch.tensor([n-len(i) for i in own])
-    if generated is None: return ImageSet.concat(real, real[torch.cat([i[torch.randperm(len(i), generator=g)].repeat(n//max(len(i), 1))[:k] for i, k in zip(own, lack)])])
+    if generated is None:
+        return ImageSet.concat(real, real[torch.cat([
+            i[torch.randperm(len(i), generator=g)].repeat(n//max(len(i), 1))[:k] for i, k in zip(own, lack)])])
     return ImageSet.concat(real, _with_labels(generated, torch.arange(real.n_classes).repeat_interleave(lack), seed, real))
 
 # %% ../nbs/08_classification.ipynb #27a352f0
@@ -357,7 +394,7 @@ def _fit(net, dls, epochs, lr, seed, patience, progress=False):
     "One cycle, or with `patience` a constant rate, early stopping and the best weights."
     return fit_classifier(net, dls, epochs, lr, seed, patience and [BestEpoch(patience)], patience is None, progress)
 
-# %% ../nbs/08_classification.ipynb #0c0e605c
+# %% ../nbs/08_classification.ipynb #20ed071c
 @contextmanager
 def _still(net):
     "Eval mode inside; afterwards each module has its own mode again."
@@ -369,7 +406,9 @@ def _still(net):
 
 def _pass(net, films, bs):
     "Probabilities of one pass over the films as the network now is, (n,k) on the CPU."
-    with torch.no_grad(): return torch.cat([net(x).float().softmax(1).cpu() for x, _ in ResidentLoader(films, bs, shuffle=False, device=next(net.parameters()).device)])
+    with torch.no_grad():
+        return torch.cat([net(x).float().softmax(1).cpu()
+            for x, _ in ResidentLoader(films, bs, shuffle=False, device=next(net.parameters()).device)])
 
 def predict(
     net:nn.Module, # (n,c,h,w) in [-1,1] -> logits
@@ -379,9 +418,10 @@ def predict(
     seed:int=0, # of the passes
 )->Tensor: # (n,k) probabilities, on the CPU
     "Class probabilities in eval mode: the same twice; every module's own mode and the caller's random stream are restored."
-    with _still(net), mc_dropout(net, T > 0), _own_seed(seed, next(net.parameters()).device): return torch.stack([_pass(net, films, bs) for _ in range(max(T, 1))]).mean(0)
+    with _still(net), mc_dropout(net, T > 0), _own_seed(seed, next(net.parameters()).device):
+        return torch.stack([_pass(net, films, bs) for _ in range(max(T, 1))]).mean(0)
 
-# %% ../nbs/08_classification.ipynb #0cbf2bd7
+# %% ../nbs/08_classification.ipynb #64bfa9e0
 def run_arms(
     real:ImageSet, # real training films
     test:ImageSet, # real films that no network has seen, the generator's included
@@ -405,7 +445,8 @@ def run_arms(
     arms, out = [find_arm(a) for a in ([arms] if isinstance(arms, (str, Arm)) else arms)], []
     _check_arms(real, test, generated, arms, seeds, patience, valid)
     if also is not None: _check_arms(real, also, None, [ARMS['real']], seeds, patience, valid)
-    real, test, generated = _one_size(real, test, generated); tests = {'': test} | ({} if also is None else {', further films': also.resized(real.size)})
+    real, test, generated = _one_size(real, test, generated)
+    tests = {'': test} | ({} if also is None else {', further films': also.resized(real.size)})
     make = (lambda k, c: make_classifier(network, k, c, weights)) if isinstance(network, str) else network
     for seed in seeds:
         train, held = split_set(real, valid, seed) if valid else (real, None)
@@ -420,11 +461,12 @@ def run_arms(
             for which, s in tests.items():
                 p, y = predict(net, s, T=T), s.labels
                 auroc = tuple(_auroc(p[y == c, c].numpy(), p[y != c, c].numpy()) for c in range(real.n_classes))
-                out.append(scores(y, p.argmax(1), real.classes, arm.name+which, seed, auroc=auroc, network=name, size=real.size, curve=tuple(float(v[2]) for v in log) if valid else (),
-                    epochs=len(log), steps=len(dls.train), bs=bs, n_train=len(train), mixing=mixing if arm.name == 'half' else ''))
+                out.append(scores(y, p.argmax(1), real.classes, arm.name+which, seed, auroc=auroc, network=name,
+                    size=real.size, curve=tuple(float(v[2]) for v in log) if valid else (), epochs=len(log),
+                    steps=len(dls.train), bs=bs, n_train=len(train), mixing=mixing if arm.name == 'half' else ''))
     return out
 
-# %% ../nbs/08_classification.ipynb #d05b8cbc
+# %% ../nbs/08_classification.ipynb #2fdebbd8
 def _one_size(real, test, generated):
     "All films at the smallest of the sizes."
     sizes = {real.size, test.size}
@@ -434,20 +476,28 @@ def _one_size(real, test, generated):
         sizes.add((one[0] if isinstance(one, tuple) else one).shape[-1])
     return tuple(s.resized(min(sizes)) if isinstance(s, ImageSet) else s for s in (real, test, generated))
 
+# %% ../nbs/08_classification.ipynb #4c502e38
 def _check_arms(real, test, generated, arms, seeds, patience, valid):
     "Raises ValueError when the comparison would not mean what it says."
     if not len(seeds): raise ValueError('found no seeds, expected at least one, better three: one training is not a result')
     if not len(arms): raise ValueError(f"found no arms, expected some of {', '.join(map(repr, ARMS))}")
     if patience is not None and not valid: raise ValueError('patience needs validation films: give valid=.2 or leave patience out')
-    if test.classes != real.classes: raise ValueError(f'found classes {test.classes} to test, expected those to train on, {real.classes}: use .only(...)')
+    if test.classes != real.classes:
+        raise ValueError(f'found classes {test.classes} to test, expected those to train on, {real.classes}: use .only(...)')
     for name, s in (('train on', real), ('test', test)):
-        if s.n_classes < 2 or 0 in s.counts().values(): raise ValueError(f'found films of {s.counts()} to {name}, expected at least two classes, each with films')
+        if s.n_classes < 2 or 0 in s.counts().values():
+            raise ValueError(f'found films of {s.counts()} to {name}, expected at least two classes, each with films')
     if needy := [a.name for a in arms if a.generates]:
-        if generated is None: raise ValueError(f"the arms {', '.join(map(repr, needy))} need generated films: give generated=, or arms=('real',)")
-        _check_generated(real, replace(generated, images=resize(generated.images, real.size)) if isinstance(generated, ImageSet) else generated)
+        if generated is None:
+            raise ValueError(f"the arms {', '.join(map(repr, needy))} need generated films: give generated=, or arms=('real',)")
+        _check_generated(real, replace(generated, images=resize(generated.images, real.size))
+            if isinstance(generated, ImageSet) else generated)
     seen, tested = ({hash(x.numpy().tobytes()) for x in s.images} for s in (real, test))
     if isinstance(generated, ImageSet) and (copies := sum(hash(x.numpy().tobytes()) in tested for x in generated.images)):
-        raise ValueError(f'found {copies} generated films that are test films: the generator has seen the test; train it on the training films alone')
+        raise ValueError(f'found {copies} generated films that are test films: '
+            'the generator has seen the test; train it on the training films alone')
     common = seen & tested
     shared = set(real.groups) & set(test.groups) if real.root == test.root != '' else set()
-    if common or shared: raise ValueError(f"found {len(common) or len(shared)} {'films' if common else 'patients'} both to train on and to test: divide them with split_set first")
+    if common or shared:
+        raise ValueError(f"found {len(common) or len(shared)} {'films' if common else 'patients'} both to train on and to test: "
+            "divide them with split_set first")

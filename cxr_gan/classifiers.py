@@ -40,7 +40,7 @@ class ImageNetClassifier(nn.Module):
         if self.frozen: [m.eval() for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         return self
 
-# %% ../nbs/07b_classifiers.ipynb #22f29a6d
+# %% ../nbs/07b_classifiers.ipynb #ea4b458a
 def _drop_output(block, args, out): return block.mc_drop(out)
 
 def add_mc_dropout(
@@ -50,9 +50,13 @@ def add_mc_dropout(
 )->int: # how many were added
     "Put an `MCDropout` after every block of a kind; no tensor changes its name. Raises ValueError for a network without such blocks, one that has them dropped already, or an `nn.Sequential`."
     blocks = [m for m in net.modules() if m is not net and isinstance(m, after)]
-    if not blocks: raise ValueError(f'found no {after} in {type(net).__name__}, expected at least one: print the network and name the type of its blocks')
+    if not blocks:
+        raise ValueError(f'found no {after} in {type(net).__name__}, expected at least one: '
+            'print the network and name the type of its blocks')
     for m in blocks:
-        if isinstance(m, nn.Sequential) or hasattr(m, 'mc_drop'): raise ValueError(f'found a {type(m).__name__}{" with dropout already" if hasattr(m, "mc_drop") else ""}, expected blocks without dropout that run by a forward of their own')
+        if isinstance(m, nn.Sequential) or hasattr(m, 'mc_drop'):
+            raise ValueError(f'found a {type(m).__name__}{" with dropout already" if hasattr(m, "mc_drop") else ""}, '
+                'expected blocks without dropout that run by a forward of their own')
     for m in blocks: m.mc_drop = MCDropout(p); m.register_forward_hook(_drop_output)
     return len(blocks)
 
@@ -86,7 +90,7 @@ def _vgg_head(net, n_classes):
     "Waheed's head on pooled maps."
     net.avgpool, net.classifier = nn.AdaptiveAvgPool2d(1), _dense(512, 64, n_classes, drop=partial(nn.Dropout, .5))
 
-# %% ../nbs/07b_classifiers.ipynb #996986c4
+# %% ../nbs/07b_classifiers.ipynb #e565f7ef
 def _body(body, weights, name):
     "A torchvision network without auxiliary heads, from a file, or random; and the file's hash."
     state, sha = (None, '') if weights is None else _read_weights(_fetch(_url(body), name) if weights == 'published' else weights)
@@ -98,9 +102,11 @@ def _body(body, weights, name):
         for k in ('AuxLogits', 'aux1', 'aux2'): setattr(net, k, None) if hasattr(net, k) else None
     return net, sha
 
-_SEEDS = dict(inceptionNet=('inception_v3', _inception_head), inceptionNetMCD=('inception_v3', partial(_inception_head, mc=True)), vgg16_pooled=('vgg16', _vgg_head))
+_SEEDS = dict(
+    inceptionNet=('inception_v3', _inception_head), inceptionNetMCD=('inception_v3', partial(_inception_head, mc=True)),
+    vgg16_pooled=('vgg16', _vgg_head))
 
-# %% ../nbs/07b_classifiers.ipynb #3d63f28c
+# %% ../nbs/07b_classifiers.ipynb #54b5fd14
 def make_classifier(
     name:str='small', # 'small', 'inceptionNet', 'inceptionNetMCD', 'vgg16_pooled', or any torchvision classifier, e.g. 'inception_v3', 'vgg16'
     n_classes:int=3, # outputs
@@ -114,10 +120,14 @@ def make_classifier(
     if n_classes < 2: raise ValueError(f'n_classes {n_classes}: expected at least 2')
     if channels not in (1, 3): raise ValueError(f'channels {channels}: expected 1 or 3')
     if name == 'small':
-        if weights is not None or frozen: raise ValueError("'small' has no published weights and nothing to freeze: leave out weights= and frozen=, or name a torchvision network")
+        if weights is not None or frozen:
+            raise ValueError("'small' has no published weights and nothing to freeze: "
+                "leave out weights= and frozen=, or name a torchvision network")
         net = SmallCNN(n_classes, channels, width=width); net.name, net.weights = name, ''
         return net
-    if name not in _SEEDS and name not in network_names(): raise ValueError(f"network {name!r} is not known: expected 'small' or a torchvision classifier such as {', '.join(network_names()[:60:6])}, or {', '.join(_SEEDS)}")
+    if name not in _SEEDS and name not in network_names():
+        raise ValueError(f"network {name!r} is not known: expected 'small' or a torchvision classifier such as "
+            f"{', '.join(network_names()[:60:6])}, or {', '.join(_SEEDS)}")
     body, head = _SEEDS.get(name, (name, _new_head))
     net, sha = _body(body, weights, name)
     net.requires_grad_(not frozen)

@@ -16,8 +16,10 @@ from typing import List, Optional
 
 import typer
 
-# %% ../nbs/15_cli.ipynb #adf4afc6
-app = typer.Typer(help='Synthetic chest X-rays from GANs with Monte Carlo dropout uncertainty. For teaching and research; not for clinical use.', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+# %% ../nbs/15_cli.ipynb #8f1885fb
+app = typer.Typer(
+    help='Synthetic chest X-rays from GANs with Monte Carlo dropout uncertainty. For teaching and research; not for clinical use.',
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 def say(*parts):
     "A line for the person at the terminal; results go to stdout, remarks to stderr. Of several processes the first one speaks."
@@ -121,7 +123,7 @@ def _write_run(run, l, monitor, classes):
     save_network(l.model.discriminator, run/'discriminator', classes=classes, steps=l.steps)
     _draw(l.plot_history(), run/'curves.png'); monitor.animation(run/'progress.gif')
 
-# %% ../nbs/15_cli.ipynb #90d9b916
+# %% ../nbs/15_cli.ipynb #42d2b38e
 def _changed(r, change):
     "A recipe with one `field=value` or `field.key=value` applied; the value is JSON, or else a string."
     from cxr_gan.recipes import override
@@ -130,7 +132,8 @@ def _changed(r, change):
     try: value = json.loads(text)
     except json.JSONDecodeError: value = text
     if not dot: return override(r, **{name: value})
-    if not isinstance(old := getattr(r, name, {}) or {}, dict): raise ValueError(f'--set {change}: {name} is {old!r} and has no keys, expected --set {name}=value')
+    if not isinstance(old := getattr(r, name, {}) or {}, dict):
+        raise ValueError(f'--set {change}: {name} is {old!r} and has no keys, expected --set {name}=value')
     return override(r, **{name: {**old, key: value}})
 
 def _go_on(l, checkpoint):
@@ -166,14 +169,15 @@ def _trackers(out, tensorboard):
     except ImportError as e: raise ModuleNotFoundError(f'--tensorboard needs one more package ({e}): pip install tensorboard') from e
     return [TensorBoardCallback(out/'tensorboard', trace_model=False, log_preds=False)]
 
-# %% ../nbs/15_cli.ipynb #f496b76d
+# %% ../nbs/15_cli.ipynb #0074ad8f
 def _plan(out, recipe_name, data, resume, **given):
     "What to train: from the arguments, or from the run that goes on."
     file = out/'run.json'
     if resume:
         if not file.is_file(): raise ValueError(f'{out}: found no run to resume; leave out --resume, or name its folder with --out')
         plan = json.loads(file.read_text(encoding='utf-8'))
-        if plan['recipe']['name'] != recipe_name: raise ValueError(f"{out} is a run of {plan['recipe']['name']}, found {recipe_name}; name the same recipe or another folder")
+        if plan['recipe']['name'] != recipe_name:
+            raise ValueError(f"{out} is a run of {plan['recipe']['name']}, found {recipe_name}; name the same recipe or another folder")
         return plan
     if file.exists(): raise ValueError(f'{out} holds a run already; add --resume to go on with it, or name another folder')
     from dataclasses import asdict
@@ -184,11 +188,12 @@ def _plan(out, recipe_name, data, resume, **given):
     if given['T'] is not None:
         if r.uncertainty is None: raise ValueError(f'--passes goes with a recipe that has uncertainty, found {recipe_name}')
         r = override(r, uncertainty={**r.uncertainty, 'T': given['T']})
-    plan = dict(recipe=asdict(r), data=str(data), size=given['size'] or r.size, seed=given['seed'], classes=given['classes'] or None, start=given['start'] and str(given['start']),
+    plan = dict(recipe=asdict(r), data=str(data), size=given['size'] or r.size, seed=given['seed'],
+        classes=given['classes'] or None, start=given['start'] and str(given['start']),
         versions=dict(cxr_gan=cxr_gan.__version__, torch=torch.__version__, fastai=fastai.__version__))
     return plan
 
-# %% ../nbs/15_cli.ipynb #3abafd8d
+# %% ../nbs/15_cli.ipynb #8f24cd36
 @command
 def train(
     recipe:str=typer.Argument(..., help='a name from: cxr-gan recipes'),
@@ -212,13 +217,16 @@ def train(
     compile:Optional[str]=typer.Option(None, help='compile the networks in this mode of torch.compile: default, or reduce-overhead for CUDA graphs'),
     tensorboard:bool=typer.Option(False, help='log to OUT/tensorboard too'),
     every:int=typer.Option(500, help='steps between checkpoints and sample sheets'),
-    score_every:Optional[int]=typer.Option(None, help='steps between measurements of 300 films against training films, into scores.csv; the nearest weights go to best/'),
-    extractor:str=typer.Option('domain', help='for these: domain, pixels, inception, inception-64, -192 or -768, or a torchvision network such as squeezenet1_0'),
+    score_every:Optional[int]=typer.Option(None,
+        help='steps between measurements of 300 films against training films, into scores.csv; the nearest weights go to best/'),
+    extractor:str=typer.Option('domain',
+        help='for these: domain, pixels, inception, inception-64, -192 or -768, or a torchvision network such as squeezenet1_0'),
     weights:Optional[Path]=typer.Option(None, help='weight file of the extractor'),
 ):
     "Train a recipe on films and leave a run folder."
     if epochs is None and steps is None and minutes is None: raise ValueError('found no limit: give --epochs, --steps or --minutes')
-    plan = _plan(out, recipe, data, resume, size=size, width=width, bs=bs, amp=amp, T=passes, seed=seed, classes=classes, changes=changes, start=start)
+    plan = _plan(out, recipe, data, resume, size=size, width=width, bs=bs, amp=amp, T=passes, seed=seed, classes=classes,
+        changes=changes, start=start)
     from cxr_gan.core import pick_device, save_json, whole_file
     from cxr_gan.curves import plot_scores
     from cxr_gan.recipes import Recipe, learner
@@ -235,15 +243,21 @@ def train(
         with whole_file(out/'data_card.txt') as tmp: tmp.write_text(f'{l.dls.train.dataset.card()}\n', encoding='utf-8')
     total = epochs*(len(l.dls.train)//world) if epochs else steps
     scores = _scores_of(s, score_every, extractor, weights, device, out) if score_every and rank == 0 else []
-    cbs = [*scores, Checkpoint(out/'checkpoint.safetensors', every), *([CurvesFile(out/'history.csv', every), monitor, health, Ticker(total, say=say), *_trackers(out, tensorboard), *([Snapshots(out/'snapshots', snapshots, classes=l.dls.train.dataset.classes)] if snapshots else [])] if rank == 0 else [])]
+    cbs = [*scores, Checkpoint(out/'checkpoint.safetensors', every), *(
+        [CurvesFile(out/'history.csv', every), monitor, health, Ticker(total, say=say), *_trackers(out, tensorboard),
+            *([Snapshots(out/'snapshots', snapshots, classes=l.dls.train.dataset.classes)] if snapshots else [])]
+        if rank == 0 else [])]
     with l.no_bar(), l.no_logging(), _until_asked(l), l.distrib_ctx() if world > 1 else nullcontext():
         if resume: _go_on(l, out/'checkpoint.safetensors')
         l.fit_for(epochs, steps, minutes, cbs)
     leave()
     if rank: return # the first process writes for all
     _write_run(out, l, monitor, l.dls.train.dataset.classes)
-    for c in scores: _draw(plot_scores(c.rows)[0].figure, out/'scores.png'); say(f"best by {c.nearest.score.metric}: step {c.nearest.step}, in {out/'best'}")
-    save_json(dict(verdict=health.verdict(), findings=[f._asdict() for f in health.findings]), out/'health.json'); say(health.verdict())
+    for c in scores:
+        _draw(plot_scores(c.rows)[0].figure, out/'scores.png')
+        say(f"best by {c.nearest.score.metric}: step {c.nearest.step}, in {out/'best'}")
+    save_json(dict(verdict=health.verdict(), findings=[f._asdict() for f in health.findings]), out/'health.json')
+    say(health.verdict())
     say(f'{l.steps} steps; the run is in {out}')
 
 # %% ../nbs/15_cli.ipynb #791752d3
@@ -273,7 +287,7 @@ class Run:
     history: dict # name of a curve -> (steps,) float32
     health: dict # verdict and findings
 
-# %% ../nbs/15_cli.ipynb #72c76b7c
+# %% ../nbs/15_cli.ipynb #c3dcf53d
 def load_run(
     folder, # as left by `cxr-gan train`
     device='cpu', # where the networks go
@@ -283,8 +297,11 @@ def load_run(
     from cxr_gan.recipes import Recipe
     from cxr_gan.training import load_network, read_history
     folder = Path(folder)
-    if not (folder/'run.json').is_file(): raise FileNotFoundError(f'{folder}: found no run.json, expected the folder of a run left by cxr-gan train')
-    if not (folder/'health.json').is_file(): raise FileNotFoundError(f'{folder}: this run was stopped before it had finished; go on with: cxr-gan train ... --out {folder} --resume')
+    if not (folder/'run.json').is_file():
+        raise FileNotFoundError(f'{folder}: found no run.json, expected the folder of a run left by cxr-gan train')
+    if not (folder/'health.json').is_file():
+        raise FileNotFoundError(f'{folder}: this run was stopped before it had finished; '
+            f'go on with: cxr-gan train ... --out {folder} --resume')
     plan, health = (json.loads((folder/f).read_text(encoding='utf-8')) for f in ('run.json', 'health.json'))
     (g, meta), (d, kind) = load_network(_generator_folder(generator or folder), device), load_network(folder/'discriminator', device)
     made, judged = (f"{n.size} pixels, classes {', '.join(m['classes']) or 'none'}" for n, m in ((g, meta), (d, kind)))
@@ -299,7 +316,7 @@ def _label(label, classes):
     if label.isdigit() and int(label) < len(classes): return int(label)
     raise ValueError(f"class {label!r} is not known; expected {' or '.join(classes) or 'no label: the generator is unconditional'}")
 
-# %% ../nbs/15_cli.ipynb #e841a6ae
+# %% ../nbs/15_cli.ipynb #8ac4d000
 @command
 def generate(
     run:Path=typer.Argument(..., help='folder of a run'),
@@ -322,6 +339,7 @@ def generate(
     save_png(tile(few, 8), out/'contact_sheet.png')
     say(f'{n} films and contact_sheet.png are in {out}')
 
+# %% ../nbs/15_cli.ipynb #4dca8248
 def _spread(
     n:int, # how many there are
     most:int=64, # how many to show
@@ -342,12 +360,13 @@ def ensemble(
     net, meta = join_generators(map(_generator_folder, generators))
     save_network(net, out, **meta); say(f'{net.members} generators as one, in {out}')
 
-# %% ../nbs/15_cli.ipynb #36691890
+# %% ../nbs/15_cli.ipynb #5d83d2ba
 @command
 def evaluate(
     real:str=typer.Option(..., help='folder, .npz file, or phantom:N; its test split is the reference, its train split gives the floor'),
     fake:str=typer.Option(..., help='folder of generated films, or of a run'),
-    extractor:str=typer.Option('domain', help='domain, pixels, inception, inception-64, -192 or -768, or a torchvision network such as squeezenet1_0'),
+    extractor:str=typer.Option('domain',
+        help='domain, pixels, inception, inception-64, -192 or -768, or a torchvision network such as squeezenet1_0'),
     weights:Optional[Path]=typer.Option(None, help='weight file of the extractor'),
     n:Optional[int]=typer.Option(None, help='generated films in a set; as many as the reference if left out'),
     sets:int=typer.Option(5, help='sets of fresh latents, for a run'),
@@ -366,24 +385,28 @@ def evaluate(
     print(table(rows))
     if json_file: save_json(dict(real=real, fake=fake, truncation=truncation, scores=[r.to_dict() for r in rows]), json_file)
 
-# %% ../nbs/15_cli.ipynb #67941656
+# %% ../nbs/15_cli.ipynb #e0157efb
 def _fakes(fake, device, truncation):
     "A sampler from a run, or fixed films from a folder; their size, and their classes when the run knows them."
     if str(fake).startswith('hf:') or (Path(fake)/'generator').is_dir() or (Path(fake)/'model.safetensors').is_file():
         from cxr_gan.training import sample
         net, classes = load_generator(fake, device)
         return (lambda n, labels, seed: sample(net, n, labels if net.n_classes else None, seed, truncation=truncation)[0]), net.size, classes or None
-    if truncation != 1: raise ValueError(f'--truncation {truncation}: {fake} holds finished films, expected a run whose generator is still to be asked; leave --truncation out')
+    if truncation != 1:
+        raise ValueError(f'--truncation {truncation}: {fake} holds finished films, expected a run whose generator is still to be asked; '
+            'leave --truncation out')
     from cxr_gan.data import read_images
     side = read_images(fake, 8, cache=False, progress=False).info[0]['width']
     return read_images(fake, side, cache=False).images, side, None
 
-# %% ../nbs/15_cli.ipynb #328d5c08
+# %% ../nbs/15_cli.ipynb #d4bbab81
 @command
 def report(
     run:Path=typer.Argument(..., help='folder of a run'),
-    data:Optional[str]=typer.Option(None, help='folder, .npz file, or phantom:N, with a train and a test split; the films the run was trained on if left out'),
-    extractor:str=typer.Option('domain', help='domain, pixels, inception, inception-64, -192 or -768, or a torchvision network such as squeezenet1_0'),
+    data:Optional[str]=typer.Option(None,
+        help='folder, .npz file, or phantom:N, with a train and a test split; the films the run was trained on if left out'),
+    extractor:str=typer.Option('domain',
+        help='domain, pixels, inception, inception-64, -192 or -768, or a torchvision network such as squeezenet1_0'),
     weights:Optional[Path]=typer.Option(None, help='weight file of the extractor'),
     generator:Optional[Path]=typer.Option(None, help="folder of another generator in the place of the run's, e.g. an ensemble of its snapshots"),
     truncation:float=typer.Option(1., help='factor on the latents'),
@@ -394,26 +417,32 @@ def report(
     device:Optional[str]=typer.Option(None, help='cpu, cuda, mps; the best there is if left out'),
 ):
     "Fidelity, coverage, copies and leaks of a run's films, in total and by class, beside what real films get."
-    from cxr_gan.core import save_json
+    from cxr_gan.core import pick_device, save_json
     from cxr_gan.data import ImageSet
     from cxr_gan.judge import plot_report, report as judge, report_table
     from cxr_gan.metrics import class_labels
     from cxr_gan.training import sample
-    r = load_run(run, device or 'cpu', generator); data = data or r.plan['data']; net = r.generator
+    r = load_run(run, pick_device(device), generator); data = data or r.plan['data']; net = r.generator
     train, test = (films(data, net.size, part, r.classes, seed=r.plan['seed']) for part in ('train', 'test'))
-    if train.files == test.files: raise ValueError(f'{data} has no splits, expected test films that the run has not seen: copies could not be told from films that were learned; give such films with --data')
-    y = class_labels(list(test.counts().values()), n or len(test)); x, _ = sample(net, len(y), y if net.n_classes else None, seed, truncation=truncation)
+    if train.files == test.files:
+        raise ValueError(f'{data} has no splits, expected test films that the run has not seen: '
+            'copies could not be told from films that were learned; give such films with --data')
+    y = class_labels(list(test.counts().values()), n or len(test))
+    x, _ = sample(net, len(y), y if net.n_classes else None, seed, truncation=truncation)
     card = judge(ImageSet(x, y, test.classes), train, test, _extractor(extractor, weights, train, device, seed), seed=seed)
     for g in dict.fromkeys(v.group for v in card.verdicts): print(report_table(g, **{g: card}), end='\n\n')
     if figure: _draw(plot_report(card)[0].figure, figure)
-    if json_file: save_json(dict(run=str(run), generator=generator and str(generator), truncation=truncation, data=data, verdicts=[v.to_dict() for v in card.verdicts]), json_file)
+    if json_file:
+        save_json(dict(run=str(run), generator=generator and str(generator), truncation=truncation, data=data,
+            verdicts=[v.to_dict() for v in card.verdicts]), json_file)
 
-# %% ../nbs/15_cli.ipynb #324032e7
+# %% ../nbs/15_cli.ipynb #7595c98a
 @command
 def classify(
     run:Path=typer.Argument(..., help='folder of a run'),
     data:Optional[str]=typer.Option(None, help='folder, .npz file, or phantom:N; the films the run was trained on if left out'),
-    arms:List[str]=typer.Option(['real', 'half', 'generated'], '--arm', help='real, half, generated, pretrained, "real twice", "ratio R", "balanced N" or "oversampled N"; may be repeated'),
+    arms:List[str]=typer.Option(['real', 'half', 'generated'], '--arm',
+        help='real, half, generated, pretrained, "real twice", "ratio R", "balanced N" or "oversampled N"; may be repeated'),
     generator:Optional[Path]=typer.Option(None, help="folder of another generator in the place of the run's, e.g. an ensemble of its snapshots"),
     truncation:float=typer.Option(1., help='factor on the latents'),
     seeds:List[int]=typer.Option([0, 1, 2], '--seed', help='one training for each; may be repeated'),
@@ -434,19 +463,23 @@ def classify(
     from cxr_gan.benefit import compare_arms
     from cxr_gan.classification import results_table, run_arms
     from cxr_gan.classifiers import make_classifier
-    from cxr_gan.core import save_json
+    from cxr_gan.core import pick_device, save_json
     from cxr_gan.training import sample
-    r = load_run(run, device or 'cpu', generator); data = data or r.plan['data']
+    r = load_run(run, pick_device(device), generator); data = data or r.plan['data']
     train, test = (films(data, r.generator.size, part, r.classes, seed=r.plan['seed']) for part in ('train', 'test'))
     if train.files == test.files and data == r.plan['data']: say('the generator has seen the films that are held back here: its arms are flattered')
     train, test = _apart(data, train, test, .3, r.plan['seed'])
     if lr is None: lr = 1e-2 if network == 'small' else 1e-4 if weights and not frozen else 1e-3
     def make(k, channels): return make_classifier(network, k, channels, weights, frozen, side)
-    rows = run_arms(train, test, partial(sample, r.generator, truncation=truncation), arms, seeds, epochs, bs, lr, valid=0, network=make, T=passes, device=device)
-    both = compare_arms(rows, test, 'real' if 'real' in arms else arms[0], shortcut_baselines(train, test)); print(results_table(rows), both, sep='\n\n')
-    if json_file: save_json(dict(run=str(run), generator=generator and str(generator), truncation=truncation, results=[q.to_dict() for q in rows], comparison=both.to_dict()), json_file)
+    rows = run_arms(train, test, partial(sample, r.generator, truncation=truncation), arms, seeds, epochs, bs, lr, valid=0,
+        network=make, T=passes, device=device)
+    both = compare_arms(rows, test, 'real' if 'real' in arms else arms[0], shortcut_baselines(train, test))
+    print(results_table(rows), both, sep='\n\n')
+    if json_file:
+        save_json(dict(run=str(run), generator=generator and str(generator), truncation=truncation,
+            results=[q.to_dict() for q in rows], comparison=both.to_dict()), json_file)
 
-# %% ../nbs/15_cli.ipynb #54ac2d17
+# %% ../nbs/15_cli.ipynb #4f91dd76
 def study_rows(
     folders, # of finished runs
 )->list: # a dict for each run, and one for each group of runs that differ in the seed alone
@@ -458,7 +491,8 @@ def study_rows(
         file = r.folder/'scores.json'
         scores = {s['metric']: s['value'] for s in json.loads(file.read_text(encoding='utf-8'))['scores']} if file.is_file() else {}
         same = {k: v for k, v in r.plan.items() if k not in ('seed', 'versions')}
-        rows.append(dict(run=r.folder.name, recipe=r.recipe.name, size=r.plan['size'], steps=r.steps, seeds=[r.plan['seed']], verdict=r.health['verdict'], **end, **scores))
+        rows.append(dict(run=r.folder.name, recipe=r.recipe.name, size=r.plan['size'], steps=r.steps, seeds=[r.plan['seed']],
+            verdict=r.health['verdict'], **end, **scores))
         groups.setdefault(json.dumps([same, r.steps], sort_keys=True), []).append(rows[-1])
     return rows+[_over_seeds(g) for g in groups.values() if len(g) > 1]
 
@@ -467,10 +501,11 @@ def _over_seeds(rows):
     import statistics
     numbers = [k for k in rows[0] if all(isinstance(r.get(k), float) for r in rows)]
     values = {k: [r[k] for r in rows] for k in numbers}
-    head = {**{k: rows[0][k] for k in ('recipe', 'size', 'steps')}, 'run': f'mean of {len(rows)}', 'seeds': sorted(s for r in rows for s in r['seeds']), 'verdict': ''}
+    head = {**{k: rows[0][k] for k in ('recipe', 'size', 'steps')}, 'run': f'mean of {len(rows)}',
+        'seeds': sorted(s for r in rows for s in r['seeds']), 'verdict': ''}
     return {**head, **{k: statistics.mean(v) for k, v in values.items()}, **{f'{k} ±': statistics.stdev(v) for k, v in values.items()}}
 
-# %% ../nbs/15_cli.ipynb #6140cc54
+# %% ../nbs/15_cli.ipynb #cc10f12e
 @command
 def study(
     runs:List[Path]=typer.Argument(..., help='folders of finished runs'),
@@ -482,7 +517,8 @@ def study(
     plain = ('run', 'recipe', 'size', 'steps', 'seeds', 'verdict')
     numbers = list(dict.fromkeys(k for r in rows for k in r if k not in plain and not k.endswith(' ±')))
     def cell(r, k): return '' if k not in r else f'{r[k]:.4g}'+(f" ± {r[f'{k} ±']:.2g}" if f'{k} ±' in r else '')
-    lines = [[*plain[:5], *numbers], *([*(' '.join(map(str, r[k])) if k == 'seeds' else str(r[k]) for k in plain[:5]), *(cell(r, k) for k in numbers)] for r in rows)]
+    lines = [[*plain[:5], *numbers],
+        *([*(' '.join(map(str, r[k])) if k == 'seeds' else str(r[k]) for k in plain[:5]), *(cell(r, k) for k in numbers)] for r in rows)]
     print('\n'.join(aligned(lines)))
     for r in rows:
         if r['verdict']: print(f"{r['run']}: {r['verdict']}")
@@ -502,7 +538,7 @@ def recipes(
     print(f"{'recipe':20} {'size':>4} {'generator':>11} {'discriminator':>13}  about")
     for r in rows: print(f"{r['name']:20} {r['size']:4} {r['counted']['generator']:11,} {r['counted']['discriminator']:13,}  {r['about']}")
 
-# %% ../nbs/15_cli.ipynb #64d99dcc
+# %% ../nbs/15_cli.ipynb #d9f2bfe6
 def _png(
     fig, # a matplotlib figure, closed afterwards
 )->str: # as it stands in an <img>
@@ -512,8 +548,10 @@ def _png(
     buf = io.BytesIO(); fig.savefig(buf, dpi=90, bbox_inches='tight'); plt.close(fig)
     return 'data:image/png;base64,'+base64.b64encode(buf.getvalue()).decode()
 
-_STYLE = 'body{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}img{max-width:100%}pre{background:#f4f4f4;padding:.8rem;overflow:auto}figcaption{color:#555}'
+_STYLE = ('body{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}'
+    'img{max-width:100%}pre{background:#f4f4f4;padding:.8rem;overflow:auto}figcaption{color:#555}')
 
+# %% ../nbs/15_cli.ipynb #8768b457
 def write_page(
     path, # the .html file
     title:str, # of the page
@@ -522,11 +560,16 @@ def write_page(
     "One self-contained HTML page, whole or not there."
     from html import escape
     from cxr_gan.core import whole_file
-    body = ''.join(f"<h2>{escape(h)}</h2><p>{escape(t)}</p>"+(f'<figure><img alt="{escape(h)}" src="{_png(f)}"></figure>' if f is not None else '')+(f'<pre>{escape(p)}</pre>' if p else '') for h, t, f, p in parts)
+    body = ''.join(f"<h2>{escape(h)}</h2><p>{escape(t)}</p>"
+        +(f'<figure><img alt="{escape(h)}" src="{_png(f)}"></figure>' if f is not None else '')
+        +(f'<pre>{escape(p)}</pre>' if p else '')
+        for h, t, f, p in parts)
     with whole_file(path) as tmp:
-        Path(tmp).write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>{body}</html>', encoding='utf-8')
+        Path(tmp).write_text(
+            '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+            f'<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>{body}</html>', encoding='utf-8')
 
-# %% ../nbs/15_cli.ipynb #fa072675
+# %% ../nbs/15_cli.ipynb #f91bc022
 _GANS = dict(lean='no uncertainty', lean_max='uncertainty max') # what the demo trains
 
 def _demo_gan(name, r, train, size, steps, seed, device, out):
@@ -539,6 +582,7 @@ def _demo_gan(name, r, train, size, steps, seed, device, out):
     watch.animation(out/name/'progress.gif')
     return l, watch
 
+# %% ../nbs/15_cli.ipynb #1a4438c8
 def _demo_figures(train, test, gans, pools, ex):
     "The demo's pictures by name."
     import matplotlib.pyplot as plt
@@ -557,7 +601,7 @@ def _demo_figures(train, test, gans, pools, ex):
     figs['t-SNE'] = plot_tsne(joint_embedding(sets, train.classes, perplexity=min(30, len(sets)*n/4), features=ex.name))[0].figure
     return figs
 
-# %% ../nbs/15_cli.ipynb #20414039
+# %% ../nbs/15_cli.ipynb #0b9110aa
 def _demo_page(out, data, train, test, steps, figs, scores, results, seed):
     "The demo's page, in the order of the path."
     from cxr_gan.classification import results_table
@@ -565,13 +609,17 @@ def _demo_page(out, data, train, test, steps, figs, scores, results, seed):
     what = f'{len(train)} films of {data} at {train.size} pixels to train on, {len(test)} unseen ones to test'
     parts = [('Films', what, figs['films'], str(train.counts()))]
     for g, about in _GANS.items():
-        parts += [(f'GAN: {g} ({about})', f'{steps} steps; the same latents as training goes on, a row a class.', figs[g], None), (f'{g}: how the game went', 'Losses, accuracy of the discriminator, its uncertainty.', figs[g+' curves'], None)]
-    parts += [(f'Distances: {g}', 'Beside each number, its floor: what as many real training films get.', None, table(rows)) for g, rows in scores.items()]
-    parts += [(f'Classifiers: {g}', 'Trained on real films, on half and half, on generated films alone; tested on unseen real films. One seed: not a result.', None, results_table(rows)) for g, rows in results.items()]
-    parts += [('t-SNE', 'Real (dots) and generated (crosses) films in one map of features. Distances between clusters and their sizes mean nothing.', figs['t-SNE'], None)]
+        parts += [(f'GAN: {g} ({about})', f'{steps} steps; the same latents as training goes on, a row a class.', figs[g], None),
+            (f'{g}: how the game went', 'Losses, accuracy of the discriminator, its uncertainty.', figs[g+' curves'], None)]
+    parts += [(f'Distances: {g}', 'Beside each number, its floor: what as many real training films get.', None, table(rows))
+        for g, rows in scores.items()]
+    parts += [(f'Classifiers: {g}', 'Trained on real films, on half and half, on generated films alone; tested on unseen real films. '
+        'One seed: not a result.', None, results_table(rows)) for g, rows in results.items()]
+    parts += [('t-SNE', 'Real (dots) and generated (crosses) films in one map of features. '
+        'Distances between clusters and their sizes mean nothing.', figs['t-SNE'], None)]
     write_page(out/'index.html', f'cxr_gan demo, seed {seed}', parts)
 
-# %% ../nbs/15_cli.ipynb #0ee1dfee
+# %% ../nbs/15_cli.ipynb #01c6dfdd
 @command
 def demo(
     data:str=typer.Option('phantom:600', help='folder, .npz file, or phantom:N'),
@@ -600,7 +648,8 @@ def demo(
     say('demo: training the feature network on the real films, then measuring')
     ex = domain_extractor(train, seed=seed, device=device)
     nets = {g: l.model.best for g, (l, _) in gans.items()}
-    scores = {g: evaluate_images(lambda n, y, s, net=net: sample(net, n, y, s), test, train, ex, n=min(len(test), len(train)), seed=seed) for g, net in nets.items()}
+    scores = {g: evaluate_images(lambda n, y, s, net=net: sample(net, n, y, s), test, train, ex, n=min(len(test), len(train)), seed=seed)
+        for g, net in nets.items()}
     pools = {}
     for g, net in nets.items():
         x, y = sample(net, len(train), train.labels, seed+1); pools[g] = ImageSet(x, y, train.classes)
@@ -608,11 +657,14 @@ def demo(
     for g, pool in pools.items():
         say(f'demo: classifiers with the films of {g}')
         real = [r for rows in results.values() for r in rows if r.arm == 'real']
-        results[g] = real+run_arms(train, test, pool, ('half', 'generated') if real else ('real', 'half', 'generated'), (seed,), epochs, bs, valid=0, device=device)
+        results[g] = real+run_arms(train, test, pool, ('half', 'generated') if real else ('real', 'half', 'generated'), (seed,),
+            epochs, bs, valid=0, device=device)
     say('demo: t-SNE and the page')
     _demo_page(out, data, train, test, steps, _demo_figures(train, test, gans, pools, ex), scores, results, seed)
-    summary = dict(data=data, size=size, steps=steps, width=width, seed=seed, seconds=round(time.monotonic()-start), films=dict(train=train.counts(), test=test.counts()),
-        scores={g: [r.to_dict() for r in rows] for g, rows in scores.items()}, classifiers={g: [r.to_dict() for r in rows] for g, rows in results.items()})
+    summary = dict(data=data, size=size, steps=steps, width=width, seed=seed, seconds=round(time.monotonic()-start),
+        films=dict(train=train.counts(), test=test.counts()),
+        scores={g: [r.to_dict() for r in rows] for g, rows in scores.items()},
+        classifiers={g: [r.to_dict() for r in rows] for g, rows in results.items()})
     save_json(summary, out/'demo.json')
     for g, rows in results.items(): print(f'{g}: accuracy on unseen films, trained on '+', '.join(f'{r.arm} {r.accuracy:.3f}' for r in rows))
     say(f"{out/'index.html'} is the page, {out/'demo.json'} has the numbers; {summary['seconds']} s")

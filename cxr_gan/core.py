@@ -63,7 +63,7 @@ def to_bytes(
     lo, hi = value_range
     return x.detach().to(torch.float32).sub(lo).mul(255/(hi-lo)).round_().clamp_(0, 255).to(torch.uint8)
 
-# %% ../nbs/00_core.ipynb #008f0e7b
+# %% ../nbs/00_core.ipynb #89fc29c6
 def resize(
     x:Tensor, # uint8 (n,c,h,w)
     size, # side, or (h,w), in pixels
@@ -72,10 +72,12 @@ def resize(
     "Bilinear resize with antialiasing, rounded back to bytes; an image that has the size already is returned as it is."
     hw = (size, size) if isinstance(size, int) else tuple(size)
     if tuple(x.shape[-2:]) == hw: return x
-    out = [F.interpolate(p.float(), size=hw, mode='bilinear', antialias=True, align_corners=False).round_().clamp_(0, 255).to(torch.uint8) for p in x.split(bs)]
+    out = [
+        F.interpolate(p.float(), size=hw, mode='bilinear', antialias=True, align_corners=False).round_().clamp_(0, 255).to(torch.uint8)
+        for p in x.split(bs)]
     return torch.cat(out) if out else x.new_zeros((0, x.shape[1], *hw))
 
-# %% ../nbs/00_core.ipynb #e42887b5
+# %% ../nbs/00_core.ipynb #c3548617
 def check_size(
     size:int, # side of the image, in pixels
     smallest:int=8, # least side that the caller can build
@@ -83,7 +85,9 @@ def check_size(
     "The exponent k of a size 2^k. Raises ValueError for any other size."
     k = int(math.log2(size)) if isinstance(size, int) and size > 0 else 0
     if size != 2**k or size < smallest:
-        near = sorted({max(smallest, 2**int(math.log2(max(size, 1)))), max(smallest, 2**(int(math.log2(max(size, 1)))+1))}) if isinstance(size, int) else [64, 128]
+        near = sorted({
+            max(smallest, 2**int(math.log2(max(size, 1)))),
+            max(smallest, 2**(int(math.log2(max(size, 1)))+1))}) if isinstance(size, int) else [64, 128]
         raise ValueError(f"size {size!r}: expected a power of two from {smallest} up; try {' or '.join(map(str, near))}")
     return k
 
@@ -127,7 +131,7 @@ def aligned(
     rows = list(rows); wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ['  '.join(f'{v:<{w}}' for v, w in zip(row, wide)).rstrip() for row in rows]
 
-# %% ../nbs/00_core.ipynb #61bc3d35
+# %% ../nbs/00_core.ipynb #acdaa9c2
 def tile(
     x:Tensor, # uint8 (n,c,h,w), c 1 or 3
     cols:int, # pictures in a row
@@ -138,7 +142,8 @@ def tile(
     rows = -(-n//cols)
     sheet = x.new_full((rows*cols, c, h+pad, w+pad), 255)
     sheet[:n, :, :h, :w] = x
-    return sheet.view(rows, cols, c, h+pad, w+pad).permute(2, 0, 3, 1, 4).reshape(c, rows*(h+pad), cols*(w+pad))[:, :rows*(h+pad)-pad, :cols*(w+pad)-pad]
+    return sheet.view(rows, cols, c, h+pad, w+pad).permute(2, 0, 3, 1, 4).reshape(
+        c, rows*(h+pad), cols*(w+pad))[:, :rows*(h+pad)-pad, :cols*(w+pad)-pad]
 
 # %% ../nbs/00_core.ipynb #a5ac5d4b
 def show_grid(
@@ -164,7 +169,7 @@ def show_grid(
     if title: ax.set_title(title, fontsize=9)
     return ax
 
-# %% ../nbs/00_core.ipynb #6112069d
+# %% ../nbs/00_core.ipynb #a3cf0aee
 def plot_curves(
     curves:dict, # name -> values, or name -> (x, values)
     xlabel:str='step', # unit of the horizontal axis
@@ -179,7 +184,9 @@ def plot_curves(
     for name, v in curves.items():
         xs, ys = v if isinstance(v, tuple) else (range(len(v)), v)
         ys = np.asarray([float(y) for y in ys])
-        if smooth: ax.plot(xs, ys, lw=.6, alpha=.3, color=(c := ax._get_lines.get_next_color())); ax.plot(xs, ema(ys, smooth), lw=1.3, label=name, color=c)
+        if smooth:
+            ax.plot(xs, ys, lw=.6, alpha=.3, color=(c := ax._get_lines.get_next_color()))
+            ax.plot(xs, ema(ys, smooth), lw=1.3, label=name, color=c)
         else: ax.plot(xs, ys, lw=1.3, label=name)
     ax.set_xlabel(xlabel); ax.set_ylabel(ylabel); ax.grid(alpha=.25)
     if log: ax.set_yscale('log')
@@ -198,12 +205,13 @@ def ema(
     for i, v in enumerate(values, 1): m = beta*m+(1-beta)*v; out.append(m/(1-beta**i))
     return np.asarray(out)
 
-# %% ../nbs/00_core.ipynb #81bbdb7f
+# %% ../nbs/00_core.ipynb #0e581e35
 def save_png(
     x:Tensor, # uint8 (c,h,w), c 1 or 3
     path, # file to write
 ):
     "Write one picture as PNG, whole or not at all."
     from PIL import Image
-    if x.dtype != torch.uint8 or x.dim() != 3 or x.shape[0] not in (1, 3): raise ValueError(f'found {x.dtype} of shape {tuple(x.shape)}, expected uint8 (1,h,w) or (3,h,w)')
+    if x.dtype != torch.uint8 or x.dim() != 3 or x.shape[0] not in (1, 3):
+        raise ValueError(f'found {x.dtype} of shape {tuple(x.shape)}, expected uint8 (1,h,w) or (3,h,w)')
     with whole_file(path) as tmp: Image.fromarray(x.permute(1, 2, 0).squeeze(-1).cpu().numpy()).save(tmp, format='PNG')

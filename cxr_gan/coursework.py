@@ -7,24 +7,26 @@ __all__ = ['keras_total', 'up_block', 'down_block', 'HomeworkGenerator', 'Homewo
            'KerasHomeworkDiscriminator', 'WaheedGenerator', 'WaheedDiscriminator', 'CS449Generator',
            'CS449Discriminator', 'MLPGenerator', 'MLPDiscriminator']
 
-# %% ../nbs/04a_coursework.ipynb #f9b2e19a
+# %% ../nbs/04a_coursework.ipynb #1ba5ddd1
 from functools import partial
 from typing import Callable
 
 import torch
 from torch import Tensor, nn
 
-from .architectures import FromStem, LabelMap, NamesClass, Network, check_labels, dcgan_init, embed_labels, keras_init, lrelu, up_same, weights_of
+from .architectures import (
+    FromStem, LabelMap, NamesClass, Network, check_labels, dcgan_init, embed_labels, keras_init, lrelu, up_same, weights_of)
 from .core import check_size
 from .losses import Verdict
 
-# %% ../nbs/04a_coursework.ipynb #14b274b4
+# %% ../nbs/04a_coursework.ipynb #dd47e6cc
 def keras_total(
     net:nn.Module, # any network, frozen or not
     embeddings:bool=True, # count embedding tables; S1's TensorFlow listing does not
 )->int:
     "Parameters and running statistics, the total of a Keras summary."
-    n = sum(p.numel() for p in net.parameters())+sum(b.numel() for k, b in net.named_buffers() if k.endswith(('running_mean', 'running_var')))
+    n = sum(p.numel() for p in net.parameters())+sum(
+        b.numel() for k, b in net.named_buffers() if k.endswith(('running_mean', 'running_var')))
     return n if embeddings else n-sum(m.weight.numel() for m in net.modules() if isinstance(m, nn.Embedding))
 
 # %% ../nbs/04a_coursework.ipynb #5850a567
@@ -75,7 +77,7 @@ class _OneHotMaps(nn.Module): # a channel per class, constant over the image
         self.n_classes, self.side = n_classes, side
     def forward(self, y): return weights_of(y, self.n_classes)[:, :, None, None].expand(-1, -1, self.side, self.side)
 
-# %% ../nbs/04a_coursework.ipynb #82e5ebd5
+# %% ../nbs/04a_coursework.ipynb #5e1be3f9
 class HomeworkGenerator(FromStem, Network):
     "The PyTorch generator of S1, images in [0,1]; at 128 pixels, three channels and two classes 7,789,208 parameters."
     value_range = (0, 1)
@@ -89,7 +91,9 @@ class HomeworkGenerator(FromStem, Network):
         bn_eps:float=.8, # as listed; 1e-5 was probably meant
         bn_momentum:float=.1, # share of the newest batch in the running statistics
     ):
-        super().__init__(size=size, channels=channels, n_classes=n_classes, width=width, nz=nz, n_embed=n_embed, bn_eps=bn_eps, bn_momentum=bn_momentum)
+        super().__init__(
+            size=size, channels=channels, n_classes=n_classes, width=width, nz=nz, n_embed=n_embed,
+            bn_eps=bn_eps, bn_momentum=bn_momentum)
         k = check_size(size, 16)-3
         nfs = [width*2**(k-1-i) for i in range(k)]
         norm = partial(nn.BatchNorm2d, eps=bn_eps, momentum=bn_momentum)
@@ -98,7 +102,7 @@ class HomeworkGenerator(FromStem, Network):
         ups = [up_block(ni, no, norm=norm, act=nn.ReLU) for ni, no in zip([nfs[0]+bool(n_classes), *nfs], nfs)]
         self.body = dcgan_init(nn.Sequential(*ups, up_block(nfs[-1], channels, act=nn.Sigmoid)))
 
-# %% ../nbs/04a_coursework.ipynb #cf6d4274
+# %% ../nbs/04a_coursework.ipynb #7c0c54d3
 class HomeworkDiscriminator(_WithLabelImage, Network):
     "The PyTorch discriminator of S1; at 128 pixels, three channels and two classes 7,729,609 parameters."
     value_range = (0, 1)
@@ -112,7 +116,9 @@ class HomeworkDiscriminator(_WithLabelImage, Network):
         bn_momentum:float=.1, # share of the newest batch in the running statistics
         p:float=.4, # dropout before the head
     ):
-        super().__init__(size=size, channels=channels, n_classes=n_classes, width=width, n_embed=n_embed, bn_eps=bn_eps, bn_momentum=bn_momentum, p=p)
+        super().__init__(
+            size=size, channels=channels, n_classes=n_classes, width=width, n_embed=n_embed,
+            bn_eps=bn_eps, bn_momentum=bn_momentum, p=p)
         check_size(size, 16)
         side, nfs = size//2, [width, 2*width, 4*width, 8*width]
         for _ in nfs[1:]: side = side//3+1
@@ -190,7 +196,7 @@ class WaheedGenerator(FromStem, Network):
         self.body = nn.Sequential(*ups, up_block(2*width, channels, 5, bias=True, act=nn.Tanh))
         keras_init(self, nn.init.xavier_uniform_)
 
-# %% ../nbs/04a_coursework.ipynb #5f35cad5
+# %% ../nbs/04a_coursework.ipynb #0a1a5a93
 class WaheedDiscriminator(NamesClass, Network):
     "The discriminator of CovidGAN (Waheed et al. 2020), which names the class; at 112 pixels, three channels and two classes 1,628,035 parameters."
     def __init__(self,
@@ -204,7 +210,9 @@ class WaheedDiscriminator(NamesClass, Network):
         super().__init__(size=size, channels=channels, n_classes=n_classes, width=width, first=first, p=p)
         _check_multiple(size, 16)
         nfs = [channels, *([first] if first else []), width, 2*width, 4*width, 8*width]
-        blocks = [down_block(ni, no, 3, 1 if first and not i else 2, bias=True, norm=_keras_bn if i else None) for i, (ni, no) in enumerate(zip(nfs, nfs[1:]))]
+        blocks = [
+            down_block(ni, no, 3, 1 if first and not i else 2, bias=True, norm=_keras_bn if i else None)
+            for i, (ni, no) in enumerate(zip(nfs, nfs[1:]))]
         self.body = nn.Sequential(*[nn.Sequential(*b, nn.Dropout(p)) for b in blocks], nn.Flatten())
         flat = nfs[-1]*(size//16)**2
         self.real, self.classes = nn.Linear(flat, 1), nn.Linear(flat, n_classes) if n_classes else None
@@ -226,7 +234,7 @@ def _cs449_plan(size, depth, width): # the coarsest side; channels from the fine
     if not 1 <= depth <= k: raise ValueError(f'depth {depth} at size {size}: expected 1 to {k}, since every hidden layer doubles the side')
     return size//2**depth, [width*2**i for i in range(depth)]
 
-# %% ../nbs/04a_coursework.ipynb #c159bb20
+# %% ../nbs/04a_coursework.ipynb #04d46a83
 class CS449Generator(Network):
     "Conditional generator after S3, a DCGAN with one-hot classes; at 64 pixels and two classes 3,591,040 parameters for one channel."
     def __init__(self,
@@ -239,7 +247,9 @@ class CS449Generator(Network):
         activation:str='relu', # of the hidden layers, or 'leaky'
         output:str='tanh', # images in [-1,1]; 'sigmoid': in [0,1]
     ):
-        super().__init__(size=size, channels=channels, n_classes=n_classes, width=width, depth=depth, nz=nz, activation=activation, output=output)
+        super().__init__(
+            size=size, channels=channels, n_classes=n_classes, width=width, depth=depth, nz=nz,
+            activation=activation, output=output)
         (side, nfs), act = _cs449_plan(size, depth, width), _pick(_ACTIVATIONS, 'activation', activation)
         last, self.value_range = _pick(_OUTPUTS, 'output', output)
         nfs = nfs[::-1]
@@ -252,7 +262,7 @@ class CS449Generator(Network):
         if self.n_classes: z = torch.cat([z, weights_of(y, self.n_classes)], 1)
         return self.body(z[:, :, None, None])
 
-# %% ../nbs/04a_coursework.ipynb #432fb682
+# %% ../nbs/04a_coursework.ipynb #2770498e
 class CS449Discriminator(_WithLabelImage, Network):
     "Conditional discriminator after S3, a DCGAN with one-hot classes; at 64 pixels and two classes 2,765,568 parameters for one channel."
     def __init__(self,
@@ -264,7 +274,9 @@ class CS449Discriminator(_WithLabelImage, Network):
         activation:str='leaky', # of the hidden layers, or 'relu'
         output:str='tanh', # the generator's, so that `value_range` is the one of the images to be read
     ):
-        super().__init__(size=size, channels=channels, n_classes=n_classes, width=width, depth=depth, activation=activation, output=output)
+        super().__init__(
+            size=size, channels=channels, n_classes=n_classes, width=width, depth=depth,
+            activation=activation, output=output)
         (side, nfs), act = _cs449_plan(size, depth, width), _pick(_ACTIVATIONS, 'activation', activation)
         self.value_range = _pick(_OUTPUTS, 'output', output)[1]
         self.label = _OneHotMaps(n_classes, size) if n_classes else None
@@ -273,7 +285,7 @@ class CS449Discriminator(_WithLabelImage, Network):
         self.head = nn.Sequential(nn.Conv2d(nfs[-1], 1, side, bias=False), nn.Flatten())
         dcgan_init(self)
 
-# %% ../nbs/04a_coursework.ipynb #116098a4
+# %% ../nbs/04a_coursework.ipynb #7f3d867d
 class MLPGenerator(Network):
     "The lecture's generator (S2), dense layers only; for digits of 28 pixels 1,463,312 parameters, 1,465,872 with ten classes."
     def __init__(self,
@@ -287,7 +299,8 @@ class MLPGenerator(Network):
         _check_multiple(size, 1)
         dims = [nz+n_classes, width, 2*width, 4*width]
         hidden = [l for ni, no in zip(dims, dims[1:]) for l in (nn.Linear(ni, no), lrelu())]
-        self.body = keras_init(nn.Sequential(*hidden, nn.Linear(dims[-1], channels*size*size), nn.Tanh(), nn.Unflatten(1, (channels, size, size))))
+        self.body = keras_init(nn.Sequential(
+            *hidden, nn.Linear(dims[-1], channels*size*size), nn.Tanh(), nn.Unflatten(1, (channels, size, size))))
     def forward(self, z:Tensor, y:Tensor=None)->Tensor:
         "(n,nz) and (n,) long or (n,n_classes) weights -> (n,channels,size,size) in [-1,1]."
         check_labels(y, self.n_classes, len(z))

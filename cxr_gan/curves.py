@@ -21,7 +21,7 @@ from .data import ImageSet
 from .metrics import Score, _CONTEXT, _floor_films, _labels_like, _own_seed, _scores, _values, class_labels
 from .training import sample, save_network
 
-# %% ../nbs/07c_curves.ipynb #0d3b11ba
+# %% ../nbs/07c_curves.ipynb #91cc0213
 class Measured(NamedTuple):
     "A score and when it was measured."
     step: int # of the training
@@ -43,15 +43,18 @@ def read_scores(
 )->list: # of `Measured`
     "The scores of a training from its CSV file. Raises ValueError for another file."
     with open(path, encoding='utf-8', newline='') as f: names, *lines = [*csv.reader(f)] or [['none']]
-    if names != ['step', *_COLUMNS]: raise ValueError(f"{path}: found the columns {', '.join(names)}, expected step, {', '.join(_COLUMNS)}: a file written by write_scores")
+    if names != ['step', *_COLUMNS]:
+        raise ValueError(f"{path}: found the columns {', '.join(names)}, "
+            f"expected step, {', '.join(_COLUMNS)}: a file written by write_scores")
     value = lambda text, kind: kind(text) if kind in (str, int, float) else float(text) if text else None
     return [Measured(int(step), Score(*map(value, line, _COLUMNS.values()))) for step, *line in lines]
 
-# %% ../nbs/07c_curves.ipynb #1e072be0
+# %% ../nbs/07c_curves.ipynb #f08825bf
 def _most(reference, others, n):
     "The largest number up to n of films that `others` has in the reference's proportions."
     if others is None: return n
-    if others.classes != reference.classes or others.several != reference.several: raise ValueError(f'others: found {others!r}, expected the classes of the reference, {reference!r}: use .only(classes)')
+    if others.classes != reference.classes or others.several != reference.several:
+        raise ValueError(f'others: found {others!r}, expected the classes of the reference, {reference!r}: use .only(classes)')
     if others.several: return min(n, len(others))
     have, counts = others.labels.bincount(minlength=others.n_classes), list(reference.counts().values())
     return next((k for k in range(n, 0, -1) if (class_labels(counts, k).bincount(minlength=len(have)) <= have.cpu()).all()), 0)
@@ -64,7 +67,7 @@ class Best(NamedTuple):
     config: dict # what it was made with
     weights: dict # its state, on the CPU
 
-# %% ../nbs/07c_curves.ipynb #1c798214
+# %% ../nbs/07c_curves.ipynb #a53f1948
 class ScoreCurves(Callback):
     "Scores of the generator on few films while it trains, and the weights that were nearest to the reference."
     order = 66 # after frames, before checkpoints
@@ -78,9 +81,12 @@ class ScoreCurves(Callback):
         folder=None, # for the best generator so far, as `save_network` writes it
         seed:int=0, # of latents, labels and floor
     ):
-        self.reference, self.extractor, self.every, self.others, self.file, self.folder, self.seed = reference, extractor, every, others, file, folder, seed
+        self.reference, self.extractor, self.every, self.others, self.file, self.folder, self.seed = (
+            reference, extractor, every, others, file, folder, seed)
         self.n, self.rows, self.nearest, self.real = _most(reference, others, n), [], None, None
-        if self.n < 16: raise ValueError(f'n {n}, others {others!r}: expected at least 16 films, and as many of the other real ones in the proportions of the reference')
+        if self.n < 16:
+            raise ValueError(f'n {n}, others {others!r}: expected at least 16 films, '
+                'and as many of the other real ones in the proportions of the reference')
     def before_fit(self):
         kept = self.cb_states.get(type(self).__name__)
         if kept and (not self.rows or self.rows[-1].step > self.steps): self.load_state_dict(kept)
@@ -88,14 +94,19 @@ class ScoreCurves(Callback):
     def after_batch(self):
         if self.steps % self.every == 0: self.measure()
 
-# %% ../nbs/07c_curves.ipynb #057dcfdf
+# %% ../nbs/07c_curves.ipynb #7a04a51a
 @patch
 def _look(self:ScoreCurves, net):
     "Features of the real films and the floor, at the generator's size."
     if net.channels != self.reference.channels or net.n_classes not in (0, self.reference.n_classes):
-        raise ValueError(f'found a reference of {self.reference.n_classes} classes and {self.reference.channels} channels, expected those of the generator, {net.n_classes} and {net.channels}: use the films that it is trained on, or .only(classes)')
-    look = getattr(self.extractor, 'once', self.extractor); self.real, self.floor = look(resize(self.reference.images, net.size)), None
-    if self.others is not None: self.floor = {m: v[0] for m, v in _values(self.extractor, self.real, look(resize(_floor_films(self.reference, self.others, self.n, self.seed), net.size))).items()}
+        raise ValueError(f'found a reference of {self.reference.n_classes} classes and {self.reference.channels} channels, '
+            f'expected those of the generator, {net.n_classes} and {net.channels}: '
+            'use the films that it is trained on, or .only(classes)')
+    look = getattr(self.extractor, 'once', self.extractor)
+    self.real, self.floor = look(resize(self.reference.images, net.size)), None
+    if self.others is not None:
+        self.floor = {m: v[0] for m, v in _values(self.extractor, self.real,
+            look(resize(_floor_films(self.reference, self.others, self.n, self.seed), net.size))).items()}
 
 @patch
 def measure(self:ScoreCurves):
@@ -134,11 +145,12 @@ def save(self:ScoreCurves,
     "Write the best generator so far, its step and its score."
     save_network(self.best_generator(), folder, classes=self.reference.classes, steps=self.nearest.step, score=asdict(self.nearest.score))
 
-# %% ../nbs/07c_curves.ipynb #3a24639b
+# %% ../nbs/07c_curves.ipynb #44c44264
 @patch
 def state_dict(self:ScoreCurves):
     "What a checkpoint keeps: plain values and tensors."
-    return dict(rows=[[step, asdict(s)] for step, s in self.rows], best=self.nearest and [*self.nearest._replace(score=asdict(self.nearest.score))])
+    return dict(rows=[[step, asdict(s)] for step, s in self.rows],
+        best=self.nearest and [*self.nearest._replace(score=asdict(self.nearest.score))])
 
 @patch
 def load_state_dict(self:ScoreCurves,
@@ -150,7 +162,7 @@ def load_state_dict(self:ScoreCurves,
     if self.file: write_scores(self.rows, self.file)
     if self.nearest and self.folder: self.save(self.folder)
 
-# %% ../nbs/07c_curves.ipynb #7cb417ae
+# %% ../nbs/07c_curves.ipynb #4ba88b72
 def _lines(rows, metric):
     "The rows of a metric, apart for each ruler."
     found = {}
@@ -158,21 +170,29 @@ def _lines(rows, metric):
         if r.score.metric == metric: found.setdefault(tuple(getattr(r.score, k) for k in _CONTEXT), []).append(r)
     return found.values()
 
+# %% ../nbs/07c_curves.ipynb #5a446f9e
 def plot_scores(
     runs, # rows from `ScoreCurves.rows` or `read_scores`, or a dict of them by name
     metrics=None, # which; None: the Fréchet distance and the Inception score, or without classes the kernel distance
 ):
     "Metrics over the steps, the real floor at the same n dashed, the smallest Fréchet distance ringed. Returns the axes."
-    runs = runs if isinstance(runs, dict) else {'generated': runs}; scores = [r.score for rows in runs.values() for r in rows]
+    runs = runs if isinstance(runs, dict) else {'generated': runs}
+    scores = [r.score for rows in runs.values() for r in rows]
     if not scores: raise ValueError('found no scores to draw: give rows from ScoreCurves or read_scores')
-    known = list(dict.fromkeys(s.metric for s in scores)); metrics = metrics or [known[0], known[-1] if known[-1] == 'inception score' else known[1]]; s = scores[0]
+    known = list(dict.fromkeys(s.metric for s in scores))
+    metrics = metrics or [known[0], known[-1] if known[-1] == 'inception score' else known[1]]; s = scores[0]
     fig, axes = plt.subplots(1, len(metrics), figsize=(4.4*len(metrics), 3), dpi=72, layout='constrained', squeeze=False)
     for ax, m in zip(axes[0], metrics):
         for i, (name, rows) in enumerate(runs.items()):
             for j, part in enumerate(_lines(rows, m)):
-                steps, values = zip(*[(r.step, r.score.value) for r in part]); ax.plot(steps, values, '.-', color=f'C{i}', lw=1.2, label=None if j else name)
-                if m.startswith('F'): k = min(range(len(values)), key=values.__getitem__); ax.plot(steps[k], values[k], 'o', ms=10, mfc='none', color=f'C{i}'); ax.set_yscale('log')
-                if part[0].score.floor is not None: ax.plot(steps, [r.score.floor for r in part], '--', color='k', lw=.8, label=None if i+j else f'{s.n_fake} real films')
+                steps, values = zip(*[(r.step, r.score.value) for r in part])
+                ax.plot(steps, values, '.-', color=f'C{i}', lw=1.2, label=None if j else name)
+                if m.startswith('F'):
+                    k = min(range(len(values)), key=values.__getitem__)
+                    ax.plot(steps[k], values[k], 'o', ms=10, mfc='none', color=f'C{i}'); ax.set_yscale('log')
+                if part[0].score.floor is not None:
+                    ax.plot(steps, [r.score.floor for r in part], '--', color='k', lw=.8,
+                        label=None if i+j else f'{s.n_fake} real films')
         ax.set(xlabel='step', ylabel=m); ax.grid(alpha=.25); ax.legend(fontsize=7)
     fig.suptitle(f'{s.n_fake} generated films against {s.n_real} ({s.reference}), {s.size} px; {s.extractor}, {s.d}-d, seed {s.seed}', fontsize=9)
     return axes[0]

@@ -28,7 +28,7 @@ from urllib.request import Request, urlopen
 from .core import pick_device, resize, rng, save_json, to_bytes, to_float, whole_file
 from .phantom import CLASSES, make_phantoms
 
-# %% ../nbs/02_data.ipynb #bd733348
+# %% ../nbs/02_data.ipynb #83102dac
 @dataclass(eq=False, repr=False)
 class _Films:
     "The columns of an `ImageSet`, and the check that they fit together."
@@ -53,16 +53,19 @@ class _Films:
         for k in ('labels', 'groups', 'files', 'splits', 'info'):
             if len(getattr(self, k)) != n: raise ValueError(f'{k}: found {len(getattr(self, k))}, expected {n}, one for each image')
         if n and self.labels.dim() == 1 and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
-            raise ValueError(f'labels run from {int(self.labels.min())} to {int(self.labels.max())}, expected 0 to {len(self.classes)-1}, of {self.classes}')
+            raise ValueError(f'labels run from {int(self.labels.min())} to {int(self.labels.max())}, '
+                f'expected 0 to {len(self.classes)-1}, of {self.classes}')
 
-# %% ../nbs/02_data.ipynb #4dfa6059
+# %% ../nbs/02_data.ipynb #3cd15702
 def _as_labels(y, classes):
     "Class numbers as long (n,), rows of findings as float32 (n,k)."
     y = torch.as_tensor(y)
     if y.dim() < 2 or y.shape[1:] == (1,) and not y.is_floating_point(): return y.long().reshape(-1)
     if not y.is_floating_point() or y.shape[1:] != (len(classes),):
-        raise ValueError(f'labels: found {y.dtype} of shape {tuple(y.shape)}, expected whole numbers (n,), or floats (n,{len(classes)}) for several findings a film')
-    if not ((y >= 0) & (y <= 1)).all(): raise ValueError(f'labels run from {float(y.min())} to {float(y.max())}, expected weights from 0 to 1 for each of {classes}')
+        raise ValueError(f'labels: found {y.dtype} of shape {tuple(y.shape)}, '
+            f'expected whole numbers (n,), or floats (n,{len(classes)}) for several findings a film')
+    if not ((y >= 0) & (y <= 1)).all():
+        raise ValueError(f'labels run from {float(y.min())} to {float(y.max())}, expected weights from 0 to 1 for each of {classes}')
     return y.float()
 
 def _whole(counts):
@@ -73,7 +76,7 @@ def _counts(s):
     "Films of each class; of several findings, the sum of each column."
     return dict(zip(s.classes, _whole(s.labels.sum(0, dtype=torch.double) if s.several else torch.bincount(s.labels, minlength=s.n_classes))))
 
-# %% ../nbs/02_data.ipynb #f20c6080
+# %% ../nbs/02_data.ipynb #00873cc3
 class ImageSet(_Films):
     "Films in memory, with what is known about each of them."
     size = property(lambda self: self.images.shape[-1], doc='side of the films, in pixels')
@@ -81,7 +84,9 @@ class ImageSet(_Films):
     n_classes = property(lambda self: len(self.classes), doc='number of classes, with or without films')
     several = property(lambda self: self.labels.dim() == 2, doc='whether labels are rows of findings instead of one class a film')
     def __len__(self): return len(self.images)
-    def __repr__(self): return f"ImageSet({' x '.join(map(str, self.images.shape))}{', on disk'*bool(self.disk)}; {'several findings a film: '*self.several}{_listed(self.counts())})"
+    def __repr__(self):
+        return (f"ImageSet({' x '.join(map(str, self.images.shape))}{', on disk'*bool(self.disk)}; "
+            f"{'several findings a film: '*self.several}{_listed(self.counts())})")
     def counts(self): return _counts(self)
     def __getitem__(self, idx):
         if isinstance(idx, (int, np.integer)): return self.images[idx], self.labels[idx] if self.several else int(self.labels[idx])
@@ -115,7 +120,7 @@ def _as_index(idx, n):
     if lo < -n or hi >= n: raise IndexError(f'found positions from {lo} to {hi}, expected -{n} to {n-1}')
     return idx
 
-# %% ../nbs/02_data.ipynb #d569cadb
+# %% ../nbs/02_data.ipynb #38e6fdd5
 def _key(name):
     "How names are compared: case, blanks, hyphens and underscores do not count."
     return re.sub(r'[\s_\-]+', '', str(name)).lower()
@@ -128,7 +133,8 @@ def _find_classes(wanted, have):
     "Position of each wanted class among `have`. Raises ValueError naming what there is."
     wanted, keys = [wanted] if isinstance(wanted, str) else list(wanted), [_key(c) for c in have]
     missing = [c for c in wanted if _key(c) not in keys]
-    if missing: raise ValueError(f"unknown class {', '.join(map(repr, missing))}: expected some of {list(have)} (case, blanks, '-' and '_' do not matter)")
+    if missing:
+        raise ValueError(f"unknown class {', '.join(map(repr, missing))}: expected some of {list(have)} (case, blanks, '-' and '_' do not matter)")
     if len({_key(c) for c in wanted}) < len(wanted): raise ValueError(f'found a class twice in {wanted}, expected each once')
     return [keys.index(_key(c)) for c in wanted]
 
@@ -140,10 +146,11 @@ def _only(s, classes):
     kept = s[new[s.labels] >= 0]
     return replace(kept, labels=new[kept.labels], classes=[s.classes[i] for i in at])
 
-# %% ../nbs/02_data.ipynb #c85440de
+# %% ../nbs/02_data.ipynb #109e8098
 def _concat(sets):
     "Join sets of one film shape; classes are matched by name, new ones are added at the end. A finding that a set does not list is 0 for its films."
-    if len({s.several for s in sets}) > 1: raise ValueError('found sets of one class and of several findings a film, expected one kind: use findings(s, classes)')
+    if len({s.several for s in sets}) > 1:
+        raise ValueError('found sets of one class and of several findings a film, expected one kind: use findings(s, classes)')
     shapes = {tuple(s.images.shape[1:]) for s in sets}
     if len(shapes) != 1: raise ValueError(f'found films of shapes {sorted(shapes)}, expected one shape: use .resized(size)')
     classes = []
@@ -176,7 +183,7 @@ def _nameless(films, shape, folder):
         f.flush()
         return _map(f, shape)
 
-# %% ../nbs/02_data.ipynb #10845de6
+# %% ../nbs/02_data.ipynb #d1c657f8
 @contextmanager
 def _room(folder, need):
     "Around the writing of so many bytes of films: says what to do where they cannot be written."
@@ -186,7 +193,8 @@ def _room(folder, need):
         yield
     except OSError as e:
         what = f'{need/2**30:.1f} GiB of films are too many for memory and would be kept in {folder}, which cannot take them ({e.strerror or e})'
-        raise OSError(f'{what}: make room there, name another folder (cache=FOLDER, or the environment variable XDG_CACHE_HOME), or ask for a smaller size; mapped=False tries memory all the same') from e
+        raise OSError(f'{what}: make room there, name another folder (cache=FOLDER, or the environment variable XDG_CACHE_HOME), '
+            'or ask for a smaller size; mapped=False tries memory all the same') from e
 
 def _joined(films, shape, disk):
     "Films that come piece by piece, as one tensor: in the folder `disk` when they are more than a piece."
@@ -272,7 +280,7 @@ def show_sizes(
     ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5), frameon=False); ax.grid(alpha=.25)
     return ax
 
-# %% ../nbs/02_data.ipynb #150cd69a
+# %% ../nbs/02_data.ipynb #88bbdb95
 _SPLITS = dict(train='train', training='train', val='val', valid='val', validation='val', test='test', testing='test')
 _PLAIN = {'images', 'image', 'imgs', 'img', 'png', 'jpg', 'jpeg', 'dicom', 'dcm'} # folder names that say nothing
 _MASKS = {'masks', 'mask'}
@@ -284,7 +292,8 @@ def _walk(root):
     found, notes, empty, seen = [], [], [], set()
     for folder, dirs, names in os.walk(root, followlinks=True):
         seen.add(os.path.realpath(folder))
-        dirs[:] = sorted(d for d in dirs if not d.startswith(('.', '__MACOSX')) and d.lower() not in _MASKS and os.path.realpath(Path(folder, d)) not in seen)
+        dirs[:] = sorted(d for d in dirs
+            if not d.startswith(('.', '__MACOSX')) and d.lower() not in _MASKS and os.path.realpath(Path(folder, d)) not in seen)
         here = PurePosixPath(Path(folder).relative_to(root).as_posix())
         if not dirs and not names: empty.append(here)
         for n in sorted(names):
@@ -425,8 +434,10 @@ def _cache_key(root, rels, *how):
     text = json.dumps([_READER, how, [(str(r), *stamp(root/r)) for r in rels]])
     return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:32]
 
-# %% ../nbs/02_data.ipynb #b699b56c
-_LIMITS = (('/proc/meminfo', r'MemAvailable:\s+(\d+)', 1024), ('/sys/fs/cgroup/memory.max', r'^(\d+)', 1), ('/sys/fs/cgroup/memory/memory.limit_in_bytes', r'^(\d+)', 1)) # file, number in it, its unit
+# %% ../nbs/02_data.ipynb #6e541c29
+# file, number in it, its unit
+_LIMITS = (('/proc/meminfo', r'MemAvailable:\s+(\d+)', 1024),
+    ('/sys/fs/cgroup/memory.max', r'^(\d+)', 1), ('/sys/fs/cgroup/memory/memory.limit_in_bytes', r'^(\d+)', 1))
 
 def _free_memory():
     "Bytes of memory that can be had: on Linux what is free and what a container may have, elsewhere all there are; None where the system does not say."
@@ -440,7 +451,7 @@ def _fits(n, device=torch.device('cpu')):
     free = torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else _free_memory()
     return free is None or n <= free/2
 
-# %% ../nbs/02_data.ipynb #f3e3fbe4
+# %% ../nbs/02_data.ipynb #c9993a7c
 def _map_cache(file):
     "The films of a cache file, mapped."
     with zipfile.ZipFile(file) as z: at = z.getinfo('images.npy').header_offset
@@ -457,12 +468,13 @@ def _load_cache(file, shape, mapped):
             if mapped and z.zip.testzip(): raise ValueError('its checksum is wrong')
             films, meta = _map_cache(file) if mapped else torch.from_numpy(z['images']), json.loads(z['meta'].tobytes().decode())
         info, bad = meta['info'], meta['bad']
-        if films.dtype != torch.uint8 or films.shape != shape or len(info) != len(films): raise ValueError(f'holds {films.dtype} {tuple(films.shape)}')
+        if films.dtype != torch.uint8 or films.shape != shape or len(info) != len(films):
+            raise ValueError(f'holds {films.dtype} {tuple(films.shape)}')
         return films, info, {int(k): v for k, v in bad.items()}
     except Exception as e:
         warnings.warn(f'the cache file {file.name} is damaged ({type(e).__name__}: {e}) and is made again')
 
-# %% ../nbs/02_data.ipynb #d607c63a
+# %% ../nbs/02_data.ipynb #97a97866
 def _write_cache(file, films, shape, info, bad):
     "Films that come piece by piece, and what is known of them once all have come, as an `.npz` whose films can be mapped."
     for old in file.parent.glob(f'.{file.stem}-*'): # of a process that was killed
@@ -477,7 +489,8 @@ def _write_cache(file, films, shape, info, bad):
 def _save_cache(file, *what):
     try: _write_cache(file, *what)
     except OSError as e:
-        warnings.warn(f'{file.parent} cannot be written ({e.strerror}), so the films will be decoded again next time; give cache=FOLDER, or cache=False')
+        warnings.warn(f'{file.parent} cannot be written ({e.strerror}), '
+            'so the films will be decoded again next time; give cache=FOLDER, or cache=False')
 
 # %% ../nbs/02_data.ipynb #8f86fd3a
 def _decode_all(root, rels, shape, step, fit, workers, progress, info, bad):
@@ -604,11 +617,12 @@ def _survey(root, classes=None, aetiology=None):
     empty = [r for r in empty if not classes or _key(r.name) in {_key(c) for c in classes}]
     return out + [(r, '', None, 'not an image', {}) for r in notes if r.parent in inside] + [(r, '', None, 'an empty folder', {}) for r in empty]
 
-# %% ../nbs/02_data.ipynb #15c88b0e
+# %% ../nbs/02_data.ipynb #c0814348
 def _shallowest(rels):
     "Drop the second copy of an archive that was packed inside itself (chest_xray/chest_xray/train/... beside chest_xray/train/...)."
     have = set(rels)
-    return [r for r in rels if not any(r.parts[i] == r.parts[i+1] and PurePosixPath(*r.parts[:i], *r.parts[i+1:]) in have for i in range(len(r.parts)-1))]
+    return [r for r in rels
+        if not any(r.parts[i] == r.parts[i+1] and PurePosixPath(*r.parts[:i], *r.parts[i+1:]) in have for i in range(len(r.parts)-1))]
 
 # %% ../nbs/02_data.ipynb #0b57f584
 def _read_places(root, places, size, channels, classes, on_error, cache, workers, progress, fit, mapped):
@@ -631,7 +645,7 @@ def _read_places(root, places, size, channels, classes, on_error, cache, workers
     for why in _layout_warnings(s): warnings.warn(why)
     return s
 
-# %% ../nbs/02_data.ipynb #fcab6f12
+# %% ../nbs/02_data.ipynb #990c8133
 def _gather(root, places, films, info, broken, names, bad, disk):
     "Decoded films and what their paths say -> ImageSet."
     keep = [i for i in range(len(places)) if i not in broken]
@@ -640,7 +654,8 @@ def _gather(root, places, films, info, broken, names, bad, disk):
     groups = [g or d.pop('group', '') or str(r) for g, d, r in zip(groups, info, rels)]
     keys = [_key(c) for c in names]
     return ImageSet(_picked(films, torch.tensor(keep), disk) if broken else films, [keys.index(_key(c)) for c in labels], names, groups,
-        [str(r) for r in rels], splits, [{**d, **row} for d, row in zip(info, rows)], bad+[(str(places[i][0]), why) for i, why in broken.items()], str(root), disk)
+        [str(r) for r in rels], splits, [{**d, **row} for d, row in zip(info, rows)],
+        bad+[(str(places[i][0]), why) for i, why in broken.items()], str(root), disk)
 
 def _layout_warnings(s):
     "What a reader should be told at once."
@@ -662,7 +677,7 @@ def _npz_names(file, labels):
     plain = [f'finding_{i}' for i in range(k)] if k > 1 else [f'class_{i}' for i in range(max(int(y.max()) for y in labels)+1)]
     return _NPZ_CLASSES.get((file.stem.split('_')[0].lower(), k), plain)
 
-# %% ../nbs/02_data.ipynb #0577ab2b
+# %% ../nbs/02_data.ipynb #7944eb22
 def _read_npz(file, size, channels, classes):
     "A MedMNIST archive -> ImageSet."
     try:
@@ -679,7 +694,8 @@ def _read_npz(file, size, channels, classes):
     for p, x, y in sets:
         info = dict(width=x.shape[2], height=x.shape[1], mode='L' if x.ndim == 3 else 'RGB', bytes=x[0].size, format='NPZ')
         films = resize(_channels(torch.from_numpy(x), channels), size)
-        done.append(ImageSet(films, y, names, files=[f'{p}/{i:06d}' for i in range(len(x))], splits=[p]*len(x), info=[dict(info) for _ in x], root=str(file)))
+        done.append(ImageSet(films, y, names, files=[f'{p}/{i:06d}' for i in range(len(x))], splits=[p]*len(x),
+            info=[dict(info) for _ in x], root=str(file)))
     s = ImageSet.concat(*done)
     return s if classes is None else s.only(classes)
 
@@ -700,7 +716,7 @@ def _groups_of(s, seed):
     mixed = [names[i] for i in torch.randperm(len(names), generator=rng(seed)).tolist()]
     return [(g, at[g], rows[at[g]].sum(0)) for g in mixed]
 
-# %% ../nbs/02_data.ipynb #5f788e3d
+# %% ../nbs/02_data.ipynb #d57e8271
 def split_set(
     s:ImageSet, # films of every class; of several findings, those without any are kept in proportion too
     test:float=.2, # part of each class that goes to the second set
@@ -718,11 +734,14 @@ def split_set(
     scale = goal if s.several else 1 # a film too many of a rare finding is worse than of a frequent one
     for _, at, c in groups:
         if (left[c > 0] < 2).any(): continue # the last group of a class stays in the first set
-        if (np.abs(taken+c-goal)/scale).sum() < (np.abs(taken-goal)/scale).sum(): taken += c; left -= c > 0; picked.append(at)
-    for k in np.flatnonzero((taken == 0) & (spread > 1)): # a class whose groups are all too large for its share: take the smallest that can go
+        if (np.abs(taken+c-goal)/scale).sum() < (np.abs(taken-goal)/scale).sum():
+            taken += c; left -= c > 0; picked.append(at)
+    while len(short := np.flatnonzero((taken == 0) & (spread > 1))): # the groups of this class are all too large for its share: take the smallest that can go
+        name = [*s.classes, 'no finding'][k := short[0]]
         can = [(len(at), i) for i, (_, at, c) in enumerate(groups) if c[k] and (left[c > 0] > 1).all()]
-        if not can: raise ValueError(f'class {s.classes[k]!r} cannot be divided without parting a group; leave it out with .only(...)')
-        _, at, c = groups[min(can)[1]]; left -= c > 0; picked.append(at)
+        if not can: raise ValueError(f'class {name!r} cannot be divided without parting a group; leave it out with .only(...)')
+        _, at, c = groups[min(can)[1]]
+        taken += c; left -= c > 0; picked.append(at)
     mask = torch.zeros(len(s), dtype=torch.bool); mask[[i for at in picked for i in at]] = True
     return tuple(replace(p, splits=[name]*len(p)) for p, name in ((s[~mask], 'train'), (s[mask], 'test')))
 
@@ -756,7 +775,7 @@ def s0_split(
     names = [s.classes[_starting(s, start)] for start, *_ in _S0]
     return tuple(replace(p, splits=[name]*len(p)) for p, name in zip((s[side].only(names) for side in sides), ('train', 'test')))
 
-# %% ../nbs/02_data.ipynb #8fa94c5e
+# %% ../nbs/02_data.ipynb #c61c184c
 def _draw_exact(s, wanted, seed):
     "Positions for each set of numbers per class in `wanted`, group-disjoint. Raises ValueError when they cannot be met."
     have, need = np.array(list(s.counts().values())), np.sum(wanted, 0)
@@ -766,7 +785,8 @@ def _draw_exact(s, wanted, seed):
         j = next((j for j in range(len(left)) if (left[j][c > 0] > 0).any()), None)
         for i in at if j is not None else ():
             if left[j][labels[i]]: left[j][labels[i]] -= 1; picked[j].append(i) # what a set does not need of a group is left out
-    if any(w.any() for w in left): raise ValueError(f'the groups are too large for {wanted} films without parting them: {np.stack(left).tolist()} short')
+    if any(w.any() for w in left):
+        raise ValueError(f'the groups are too large for {wanted} films without parting them: {np.stack(left).tolist()} short')
     return [sorted(p) for p in picked]
 
 # %% ../nbs/02_data.ipynb #eb7cdcab
@@ -817,7 +837,7 @@ def _write_manifest(s, path):
         rows = csv.writer(f); rows.writerow(('path', 'width', 'height', 'bytes', 'class'))
         rows.writerows((p, d['width'], d['height'], d['bytes'], s.classes[int(y)]) for p, d, y in zip(s.files, s.info, s.labels))
 
-# %% ../nbs/02_data.ipynb #eca42cfe
+# %% ../nbs/02_data.ipynb #ad7456c9
 class _Order:
     "Which films come next: the batches of each epoch as positions, with a state that can be saved."
     def __init__(self, n, bs, shuffle, drop_last, seed, weights):
@@ -833,8 +853,10 @@ class _Order:
 
     def divide(self, rank, world):
         "Be one of `world` processes that go through the films together, `bs` films a batch each: joined, their batches are those of one process with `world` times the batch size."
-        if world > 1 and not self.drop_last: raise ValueError('found drop_last=False: the last batch would not be of one size in all processes; expected drop_last=True')
-        if world > 1 and world*self.bs > self.n: raise ValueError(f'{self.n} films make no batch of {self.bs} for each of {world} processes: lower bs')
+        if world > 1 and not self.drop_last:
+            raise ValueError('found drop_last=False: the last batch would not be of one size in all processes; expected drop_last=True')
+        if world > 1 and world*self.bs > self.n:
+            raise ValueError(f'{self.n} films make no batch of {self.bs} for each of {world} processes: lower bs')
         self.rank, self.world = rank, world
         return self
 
@@ -851,7 +873,7 @@ class _Order:
             self._order, self.position = order, i+1
             yield order[i*self.bs*self.world:(i+1)*self.bs*self.world][self.rank::self.world]
 
-# %% ../nbs/02_data.ipynb #316127a2
+# %% ../nbs/02_data.ipynb #4df7b239
 class _Saved(_Order):
     def state_dict(self):
         "Tensors and numbers from which the order goes on."
@@ -862,7 +884,8 @@ class _Saved(_Order):
         "Go on where `state_dict` was taken: the next batch is the one that would have come."
         for k in ('n', 'bs', 'world'):
             if int(state[k]) == getattr(self, k): continue
-            raise ValueError(f'{k}: the state was saved with {int(state[k])}, this loader has {getattr(self, k)}; use the same films, batch size and number of processes (world)')
+            raise ValueError(f'{k}: the state was saved with {int(state[k])}, this loader has {getattr(self, k)}; '
+                'use the same films, batch size and number of processes (world)')
         self._rng.set_state(state['rng'].cpu())
         self._resumed, self.position = len(state['order']) > 0, int(state['position'])
         self._order = state['order'].cpu().clone() if self._resumed else None
@@ -900,39 +923,44 @@ class ResidentLoader(_Saved):
         "The first batch of the epoch to come; nothing moves on."
         return self._get(self._draw(torch.Generator().set_state(self._rng.get_state()))[:self.bs])
 
-# %% ../nbs/02_data.ipynb #5abb1935
+# %% ../nbs/02_data.ipynb #8ed47137
 def _new(self, dataset=None, **kwargs):
     "A loader like this one, with some arguments changed."
     old = {k: getattr(self, k) for k in ('bs', 'shuffle', 'drop_last', 'device', 'value_range', 'seed', 'weights')}
     return type(self)(self.dataset if dataset is None else dataset, **{**old, **{k: v for k, v in kwargs.items() if k in old}})
 
+# %% ../nbs/02_data.ipynb #764126b9
 def _vocab(self):
     "The classes in fastai's own type: its interpretation takes a plain list for one list per target."
     from fastai.data.transforms import CategoryMap
     return CategoryMap(self.classes, sort=False)
 
+# %% ../nbs/02_data.ipynb #871f2473
 def _said(classes, y):
     "A label in words: the class, or a line for each finding."
     if y.dim() == 0: return classes[int(y)]
     return '\n'.join(c for c, w in zip(classes, y.tolist()) if w > 0) or 'none of these'
 
+# %% ../nbs/02_data.ipynb #a66bb4a4
 def _show_batch(self, b=None, max_n=9, ctxs=None, titles=None, **kwargs):
     "Draw the first films of a batch under the names of their classes."
     x, y = self.one_batch() if b is None else b[:2]
     n = min(max_n, len(x)); cols = math.ceil(math.sqrt(n)); rows = -(-n//cols)
     titles = titles or [_said(self.classes, i) for i in y[:n]]; more = max(t.count('\n') for t in titles)
-    axes = list(plt.subplots(rows, cols, figsize=(1.4*cols, (1.6+.15*more)*rows), dpi=72, squeeze=False, layout='tight' if more else None)[1].flat if ctxs is None else ctxs)
+    axes = list(plt.subplots(rows, cols, figsize=(1.4*cols, (1.6+.15*more)*rows), dpi=72, squeeze=False,
+        layout='tight' if more else None)[1].flat if ctxs is None else ctxs)
     for ax in axes: ax.axis('off')
     for ax, im, name in zip(axes, to_bytes(x[:n], self.value_range).cpu(), titles):
         ax.imshow(im.permute(1, 2, 0).squeeze(-1).numpy(), cmap='gray', vmin=0, vmax=255); ax.set_title(name, fontsize=8)
 
+# %% ../nbs/02_data.ipynb #d660c3e3
 def _show_results(self, b, out, max_n=9, **kwargs):
     "Draw films under true and predicted class."
     self.show_batch(b, max_n, titles=[f'{_said(self.classes, t)}\nread as {_said(self.classes, p)}' for t, p in zip(b[1], out)], **kwargs)
 
 ResidentLoader.new, ResidentLoader.vocab, ResidentLoader.show_batch, ResidentLoader.show_results = _new, property(_vocab), _show_batch, _show_results
 
-# %% ../nbs/02_data.ipynb #59071f33
+# %% ../nbs/02_data.ipynb #ed6f5b10
 def resident_loaders(
     train:ImageSet, # films to learn from
     valid:ImageSet=None, # films to check on, in order; None checks on the training films
@@ -947,7 +975,8 @@ def resident_loaders(
     from fastai.data.core import DataLoaders
     valid = train if valid is None else valid
     if valid.classes != train.classes: raise ValueError(f'found classes {train.classes} and {valid.classes}, expected the same: use .only(...)')
-    if valid.several != train.several: raise ValueError('found one class a film on one side and several findings on the other, expected one kind: use findings(s, classes)')
+    if valid.several != train.several:
+        raise ValueError('found one class a film on one side and several findings on the other, expected one kind: use findings(s, classes)')
     device = pick_device(device)
     how = dict(bs=bs, device=device, value_range=value_range, seed=seed)
     return DataLoaders(ResidentLoader(train, drop_last=drop_last, **how), ResidentLoader(valid, shuffle=False, **how), path=path, device=device)
@@ -964,7 +993,7 @@ def cramers_v(
     expected = table.sum(1, keepdims=True)*table.sum(0)/table.sum()
     return float(np.sqrt(((table-expected)**2/expected).sum()/table.sum()/(min(table.shape)-1)))
 
-# %% ../nbs/02_data.ipynb #e121339e
+# %% ../nbs/02_data.ipynb #78bca903
 @dataclass
 class DataCard:
     "What there is to know of an `ImageSet`; `str` of it is the card."
@@ -982,7 +1011,8 @@ class DataCard:
         splits = [p for p in ('train', 'val', 'test', '') if any(p in c for c in self.counts.values())]
         splits += sorted({p for c in self.counts.values() for p in c}-set(splits))
         w, many = max(map(len, [*self.counts, 'class'])), len(splits) > 1
-        lines = [f"{self.title}: {self.shape[0]} films, {' x '.join(map(str, self.shape[1:]))} bytes each{', several findings a film'*self.several}", '']
+        lines = [f"{self.title}: {self.shape[0]} films, {' x '.join(map(str, self.shape[1:]))} bytes each"
+            f"{', several findings a film'*self.several}", '']
         lines += [f"  {'class':{w}}" + ''.join(f'{p or "films":>8}' for p in splits) + f"{'all':>8}"*many]
         lines += [f'  {k:{w}}' + ''.join(f'{c.get(p, 0):8}' for p in splits) + f'{sum(c.values()):8}'*many for k, c in self.counts.items()]
         lines += ['', f"  groups: {self.groups}" + ('' if self.patients_known else ' (every film its own: patients unknown)')]
@@ -1059,7 +1089,7 @@ class Source:
     url:str='' # file, when not from Kaggle
     md5:str='' # of that file
 
-# %% ../nbs/02_data.ipynb #e83871c7
+# %% ../nbs/02_data.ipynb #a1ba3c42
 _MNIST = dict(page='https://medmnist.com', licence='CC BY 4.0', cite='Yang et al., Scientific Data 10, 41 (2023); Kermany et al., Cell 172 (2018)',
     counts=dict(normal=1583, pneumonia=4273))
 _MD5 = {'': '28209eda62fecd6e6a2d98b1501bb15f', '_64': '8f4eceb4ccffa70c672198ea285246c6', # as MedMNIST 3.0.2 publishes them
@@ -1068,7 +1098,8 @@ _ZENODO = 'https://zenodo.org/records/10519652/files'
 DATASETS = dict(
     radiography=Source('https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database', 'mixed, see the page',
         'Chowdhury et al., IEEE Access 8 (2020); Rahman et al., arXiv:2012.02238',
-        {'COVID': 3616, 'Lung_Opacity': 6012, 'Normal': 10192, 'Viral Pneumonia': 1345}, kaggle='tawsifurrahman/covid19-radiography-database/versions/5'),
+        {'COVID': 3616, 'Lung_Opacity': 6012, 'Normal': 10192, 'Viral Pneumonia': 1345},
+        kaggle='tawsifurrahman/covid19-radiography-database/versions/5'),
     chest_xray=Source('https://www.kaggle.com/datasets/paultimothymooney/chest-xray-pneumonia', 'CC BY 4.0',
         'Kermany, Zhang, Goldbaum 2018, doi:10.17632/rscbjbr9sj',
         dict(NORMAL=1583, PNEUMONIA=4273), kaggle='paultimothymooney/chest-xray-pneumonia/versions/2'),
@@ -1145,7 +1176,7 @@ def _by_hand(name, src, folder):
         f'  1. open {src.url or src.page} in a browser (Kaggle asks for a free account) and download it',
         f"  2. {'save it as' if src.url else 'unpack it to'} {place}", f"  3. read_images('{place}')"])
 
-# %% ../nbs/02_data.ipynb #57c69bf9
+# %% ../nbs/02_data.ipynb #42703eaf
 def download(
     name:str, # one of `DATASETS`
     folder=None, # for files that do not come from Kaggle, and for manual downloads; None: the cache folder
@@ -1160,7 +1191,8 @@ def download(
     elif hand.is_dir(): path = hand
     else:
         try: import kagglehub
-        except ImportError as e: raise ImportError(f"Kaggle's sets need kagglehub: pip install 'cxr_gan[download]'\n{_by_hand(name, src, folder)}") from e
+        except ImportError as e:
+            raise ImportError(f"Kaggle's sets need kagglehub: pip install 'cxr_gan[download]'\n{_by_hand(name, src, folder)}") from e
         try: path = Path(kagglehub.dataset_download(src.kaggle))
         except Exception as e: raise OSError(f'{src.kaggle}: {e}\n{_by_hand(name, src, folder)}') from e
     check_manifest(path)
@@ -1168,6 +1200,7 @@ def download(
     if found != {_key(k): n for k, n in src.counts.items()}: warnings.warn(f'{name}: found {found}, expected {src.counts}')
     return path
 
+# %% ../nbs/02_data.ipynb #3c4c3c25
 def _count(path):
     "Films of each class, without decoding them."
     if path.is_dir(): return dict(Counter(_key(cl) for _, _, cl, _, _ in _survey(path.resolve()) if cl))

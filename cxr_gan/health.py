@@ -20,12 +20,13 @@ from .core import resize, rng, show_grid
 from .data import ImageSet
 from .training import Checkpoint, Monitor, sample
 
-# %% ../nbs/06a_health.ipynb #ccffdcae
+# %% ../nbs/06a_health.ipynb #37f320a2
 def _side(side, *films): return min(side, *[f.shape[-1] for f in films])
 
 def _table(films, side):
     "Films uint8 (n,c,h,w) -> float (n, c*side*side) in -1/2..1/2, on the CPU."
-    if films.dtype != torch.uint8 or films.dim() != 4: raise TypeError(f'found {films.dtype} of shape {tuple(films.shape)}, expected uint8 (n,c,h,w): see `to_bytes`')
+    if films.dtype != torch.uint8 or films.dim() != 4:
+        raise TypeError(f'found {films.dtype} of shape {tuple(films.shape)}, expected uint8 (n,c,h,w): see `to_bytes`')
     return (resize(films, side).flatten(1).cpu().float()-127.5)/255
 
 def _groups(labels, n):
@@ -51,7 +52,7 @@ def diversity(
         if len(at) > 1: found[k] = float(torch.pdist(x[at]).mean())/x.shape[1]**.5
     return found
 
-# %% ../nbs/06a_health.ipynb #d8f77d5f
+# %% ../nbs/06a_health.ipynb #cd067dcc
 def _distances(a, b): return torch.cdist(a, b)/a.shape[1]**.5
 
 def _count_new(d, limit):
@@ -61,6 +62,7 @@ def _count_new(d, limit):
         if not new or d[i, new].min() > limit: new.append(i)
     return len(new)
 
+# %% ../nbs/06a_health.ipynb #769b67aa
 def different(
     fake:Tensor, # uint8 (n,c,h,w)
     labels, # theirs, or None
@@ -69,10 +71,13 @@ def different(
     side:int=32, # films are compared at this side
 )->dict: # class -> share of its films that are new ones, 0..1; classes with fewer than four films on either side are left out
     "Share of the generated films that differ from each other as real films do."
-    side = _side(side, fake, real); x, r, found = _table(fake, side), _table(real, side), {}
+    side = _side(side, fake, real)
+    x, r, found = _table(fake, side), _table(real, side), {}
     theirs = _groups(real_labels, len(r))
     for k, at in _groups(labels, len(x)).items():
-        mine = theirs.get(k, at[:0]); mine = r[mine[torch.linspace(0, len(mine)-1, min(len(mine), 512)).long()]].unique(dim=0); n = min(len(at), len(mine), 256)
+        mine = theirs.get(k, at[:0])
+        mine = r[mine[torch.linspace(0, len(mine)-1, min(len(mine), 512)).long()]].unique(dim=0)
+        n = min(len(at), len(mine), 256)
         if n < 4: continue
         mine = mine[torch.linspace(0, len(mine)-1, n).long()]
         nearest = _distances(mine, mine).fill_diagonal_(9.).min(1).values
@@ -100,18 +105,22 @@ def _distinct(x):
     for i, row in enumerate(x.numpy()): first.setdefault(row.tobytes(), i)
     return torch.tensor(list(first.values()), dtype=torch.long)
 
-# %% ../nbs/06a_health.ipynb #3ca683a7
+# %% ../nbs/06a_health.ipynb #f76e8bfc
 def _nearest(a, b, k, own=None, step=8192):
     "The k nearest rows of b for each row of a: distances and places (n,k); `own` are places in b of a's rows themselves, left out."
     best, where = a.new_empty(len(a), 0), torch.empty(len(a), 0, dtype=torch.long)
     for i in range(0, len(b), step):
         d = _distances(a, b[i:i+step])
-        if own is not None: here = (own >= i) & (own < i+step); d[here, own[here]-i] = float('inf')
-        best, where = torch.cat([best, d], 1), torch.cat([where, torch.arange(i, i+d.shape[1]).expand(len(a), -1)], 1)
-        best, at = best.topk(min(k, best.shape[1]), largest=False); where = where.gather(1, at)
+        if own is not None:
+            here = (own >= i) & (own < i+step)
+            d[here, own[here]-i] = float('inf')
+        best, where = (torch.cat([best, d], 1),
+            torch.cat([where, torch.arange(i, i+d.shape[1]).expand(len(a), -1)], 1))
+        best, at = best.topk(min(k, best.shape[1]), largest=False)
+        where = where.gather(1, at)
     return best, where
 
-# %% ../nbs/06a_health.ipynb #dd748064
+# %% ../nbs/06a_health.ipynb #78b62164
 def _measure(d): return d[:, 0], d[:, 0]/d[:, 1:].mean(1).clamp(min=1e-6)
 
 def copy_limits(
@@ -123,14 +132,16 @@ def copy_limits(
     seed:int=0, # of that choice
 )->CopyLimits:
     "How close real films come to training films."
+    side = _side(side, train)
     t = _table(train, side); t = t[_distinct(t)]
-    if len(t) < 4: raise ValueError(f'found {len(t)} different training films, expected at least 4 to compare distances')
+    if len(t) < 4:
+        raise ValueError(f'found {len(t)} different training films, expected at least 4 to compare distances')
     x = t if held_out is None else _table(held_out, side)
     at = torch.randperm(len(x), generator=rng(seed))[:most]
     d = _nearest(x[at], t, min(11, len(t)-1), at if held_out is None else None)[0]
     return CopyLimits(*[float(v.quantile(quantile)) for v in _measure(d)], len(at))
 
-# %% ../nbs/06a_health.ipynb #081c2af1
+# %% ../nbs/06a_health.ipynb #880a1423
 def copies(
     fake:Tensor, # uint8 (n,c,h,w)
     train:Tensor, # uint8 (m,c,h,w), the training films
@@ -139,14 +150,17 @@ def copies(
     side:int=32, # films are compared at this side
 )->Copies:
     "Which generated films are suspiciously close to a training film."
-    if fake.shape[1] != train.shape[1]: raise ValueError(f'found {fake.shape[1]} and {train.shape[1]} channels, expected films of one kind')
-    side = _side(side, fake, train); t = _table(train, side); first = _distinct(t)
+    if fake.shape[1] != train.shape[1]:
+        raise ValueError(f'found {fake.shape[1]} and {train.shape[1]} channels, expected films of one kind')
+    side = _side(side, fake, train)
+    t = _table(train, side); first = _distinct(t)
     limits = limits or copy_limits(train, held_out, side)
     d, where = _nearest(_table(fake, side), t[first], min(11, len(first)-1))
-    near, ratio = _measure(d); suspect = (near < limits.distance) & (ratio < limits.ratio)
+    near, ratio = _measure(d)
+    suspect = (near < limits.distance) & (ratio < limits.ratio)
     return Copies(float(suspect.float().mean()), suspect, first[where[:, 0]], near, limits)
 
-# %% ../nbs/06a_health.ipynb #a69f39c6
+# %% ../nbs/06a_health.ipynb #069078df
 def show_copies(
     fake:Tensor, # uint8 (n,c,h,w)
     train:Tensor, # uint8 (m,c,h,w)
@@ -155,10 +169,13 @@ def show_copies(
     **kwargs, # to `show_grid`
 ):
     "The closest generated films, and under each its nearest training film; returns the axes."
-    at = found.distance.argsort(stable=True)[:n]; side = _side(10**6, fake, train)
+    at = found.distance.argsort(stable=True)[:n]
+    side = _side(10**6, fake, train)
     pairs = torch.cat([resize(fake[at].cpu(), side), resize(train[found.nearest[at]].cpu(), side)])
-    ax = show_grid(pairs, len(at), kwargs.pop('title', 'closest first; * suspect'), rows=('generated', 'nearest in training'), **kwargs)
-    ax.set_xticks([(side+1)*i+side/2 for i in range(len(at))], [f"{found.distance[i]:.3f}{'*' if found.suspect[i] else ''}" for i in at.tolist()], fontsize=7)
+    ax = show_grid(pairs, len(at), kwargs.pop('title', 'closest first; * suspect'),
+        rows=('generated', 'nearest in training'), **kwargs)
+    ax.set_xticks([(side+1)*i+side/2 for i in range(len(at))],
+        [f"{found.distance[i]:.3f}{'*' if found.suspect[i] else ''}" for i in at.tolist()], fontsize=7)
     ax.tick_params(length=0)
     return ax
 
@@ -176,7 +193,7 @@ class FilmNumbers(NamedTuple):
     different: dict # class name -> share of new films
     copies: Copies
 
-# %% ../nbs/06a_health.ipynb #02b9d26d
+# %% ../nbs/06a_health.ipynb #aad5ddfe
 def measure_films(
     fake:Tensor, # uint8 (n,c,h,w)
     labels, # theirs, or None for an unconditional generator
@@ -190,11 +207,13 @@ def measure_films(
     name = lambda found: {train.classes[k] if isinstance(k, int) else k: v for k, v in found.items()}
     own, theirs = name(diversity(fake, labels, side)), name(diversity(train.images, y, side))
     ratios = {k: own[k]/theirs[k] for k in own if theirs.get(k)}
-    return FilmNumbers(len(fake), ratios, name(different(fake, labels, train.images, y, side)), copies(fake, train.images, held_out and held_out.images, limits, side))
+    return FilmNumbers(len(fake), ratios, name(different(fake, labels, train.images, y, side)),
+        copies(fake, train.images, held_out.images if held_out else None, limits, side))
 
-# %% ../nbs/06a_health.ipynb #a971af04
+# %% ../nbs/06a_health.ipynb #1e3e41ad
 def _listing(found): return ', '.join(f'{k} {v:.0%}' for k, v in found.items())
 
+# %% ../nbs/06a_health.ipynb #bb6fe881
 def judge_films(
     seen:FilmNumbers, # from `measure_films`
     step:int=0, # of the training
@@ -207,13 +226,19 @@ def judge_films(
     repeated = {k: v for k, v in seen.different.items() if v < least_different}
     found, c = [], seen.copies
     if alike or repeated:
-        what = [f'films of one class differ far less than real ones do (share of the real diversity: {_listing(alike)})'] if alike else []
-        what += [f'the same few films come again and again (share of films that are new: {_listing(repeated)})'] if repeated else []
-        found.append(Finding('generator_collapsed', f"the generator has collapsed: {', and '.join(what)}. It answers different latents with the same film, which fools the discriminator for now. "
-            'Go back to an earlier checkpoint; try a lower learning rate for both players, R1, an augmentation, or more films of that class.', step))
+        what = [f'films of one class differ far less than real ones do '
+            f'(share of the real diversity: {_listing(alike)})'] if alike else []
+        what += [f'the same few films come again and again '
+            f'(share of films that are new: {_listing(repeated)})'] if repeated else []
+        found.append(Finding('generator_collapsed', f"the generator has collapsed: {', and '.join(what)}. "
+            'It answers different latents with the same film, which fools the discriminator for now. '
+            'Go back to an earlier checkpoint; try a lower learning rate for both players, R1, an augmentation, '
+            'or more films of that class.', step))
     if c.share > max(most_copies, 10/c.limits.n, 5/seen.n):
-        found.append(Finding('memorised', f'{c.share:.0%} of {seen.n} generated films lie closer to a single training film than real films lie to each other (about 1% would be chance): the generator repeats what it was shown. '
-            'These films may show patients: look at the pairs with show_copies before giving any away. Try more films, an augmentation, or an earlier checkpoint.', step))
+        found.append(Finding('memorised', f'{c.share:.0%} of {seen.n} generated films lie closer to a single training film '
+            'than real films lie to each other (about 1% would be chance): the generator repeats what it was shown. '
+            'These films may show patients: look at the pairs with show_copies before giving any away. '
+            'Try more films, an augmentation, or an earlier checkpoint.', step))
     return found
 
 # %% ../nbs/06a_health.ipynb #1c7fa723
@@ -228,7 +253,7 @@ def look_at_films(
     "What generated films say about a generator's health."
     return judge_films(measure_films(fake, labels, train, held_out), step, **limits)
 
-# %% ../nbs/06a_health.ipynb #1a54a447
+# %% ../nbs/06a_health.ipynb #28c157b3
 def plot_diversity(
     seen:dict, # name -> `FilmNumbers`
     least:float=1/3, # the limit, as a line
@@ -236,9 +261,14 @@ def plot_diversity(
 ):
     "Bars of each class's diversity over that of the training films; returns the axes."
     if ax is None: ax = plt.subplots(figsize=(6, 2.4), dpi=72)[1]
-    classes = list(dict.fromkeys(k for v in seen.values() for k in v.diversity)); wide = .8/len(classes)
-    for j, c in enumerate(classes): ax.bar([i+(j-(len(classes)-1)/2)*wide for i in range(len(seen))], [v.diversity.get(c, np.nan) for v in seen.values()], wide, label=c)
-    ax.axhline(1, color='.7', lw=.8); ax.axhline(least, color='k', lw=.8, ls=':'); ax.set_ylabel('diversity / real'); ax.set_xticks(range(len(seen)), list(seen)); ax.legend(fontsize=7, ncols=4, loc='upper left')
+    classes = list(dict.fromkeys(k for v in seen.values() for k in v.diversity))
+    wide = .8/len(classes)
+    for j, c in enumerate(classes):
+        ax.bar([i+(j-(len(classes)-1)/2)*wide for i in range(len(seen))],
+            [v.diversity.get(c, np.nan) for v in seen.values()], wide, label=c)
+    ax.axhline(1, color='.7', lw=.8); ax.axhline(least, color='k', lw=.8, ls=':')
+    ax.set_ylabel('diversity / real'); ax.set_xticks(range(len(seen)), list(seen))
+    ax.legend(fontsize=7, ncols=4, loc='upper left')
     ax.set_ylim(0, 1.3*max([1.]+[x for v in seen.values() for x in v.diversity.values()]))
     return ax
 
@@ -251,9 +281,11 @@ def _first_not_finite(curves):
     at = [int(np.argmax(b)) for b in bad.values() if b.any()]
     return (min(at), [k for k, b in bad.items() if b.any() and b[min(at)]]) if at else None
 
-# %% ../nbs/06a_health.ipynb #9d7f4f66
-def _not_finite(what, step): return Finding('not_finite', f'{what} became NaN or infinite: the training has diverged, and no further step can mend it. '
-    'Go on from an earlier checkpoint with a lower learning rate, with gradients clipped (clip_norm), or without amp; if it happens at once, look for damaged films.', step)
+# %% ../nbs/06a_health.ipynb #bcc53117
+def _not_finite(what, step):
+    return Finding('not_finite', f'{what} became NaN or infinite: the training has diverged, and no further step can mend it. '
+        'Go on from an earlier checkpoint with a lower learning rate, with gradients clipped (clip_norm), or without amp; '
+        'if it happens at once, look for damaged films.', step)
 
 def _explosion(name, v, window, growth, bound, step):
     v = v[np.isfinite(v)]; few = max(window//10, 5)
@@ -261,10 +293,11 @@ def _explosion(name, v, window, growth, bound, step):
     now, before = float(np.median(v[-few:])), float(np.quantile(v[:-few], .9))
     if not (now > bound or now > growth*before > 0): return []
     who = 'discriminator' if name == 'd_grad' else 'generator'
-    return [Finding('exploding', f"the {who}'s gradients are exploding: their norm is {now:.3g}, where nine in ten earlier steps stayed below {before:.3g}. Such steps throw the weights far away, and NaN often follows. "
+    return [Finding('exploding', f"the {who}'s gradients are exploding: their norm is {now:.3g}, "
+        f"where nine in ten earlier steps stayed below {before:.3g}. Such steps throw the weights far away, and NaN often follows. "
         'Try a lower learning rate, clip the norm (clip_norm), or a stronger R1.', step)]
 
-# %% ../nbs/06a_health.ipynb #110cceba
+# %% ../nbs/06a_health.ipynb #93b6dc57
 def look_at_curves(
     curves:dict, # name -> array, one number a step, as `GANLearner.curves()`; absent ones are not judged
     window:int=200, # latest steps over which accuracies are averaged
@@ -279,10 +312,15 @@ def look_at_curves(
     if anchored and step >= window and {'d_acc_real', 'd_acc_fake'} <= curves.keys():
         real, fake = (float(curves[k][-window:].mean()) for k in ('d_acc_real', 'd_acc_fake'))
         seen = f'over the last {window} steps it was right about {real:.1%} of the films and {fake:.1%} of the generated ones'
-        if min(real, fake) >= right: found.append(Finding('discriminator_won', f'the discriminator has won: {seen}, so the generator hardly learns what to change. In the first few hundred steps this often passes. '
-            'If it stays, weaken the discriminator: a lower learning rate for it, R1, dropout, an augmentation, or a smaller network; or let the generator learn faster.', step))
-        if min(real, fake) <= 1-right and max(real, fake) >= right: found.append(Finding('discriminator_blind', f'the discriminator says the same of everything: {seen}. It teaches the generator nothing. '
-            'Check that its learning rate is not zero and that its films and the generated ones are in the same range; a lower learning rate or another seed may wake it.', step))
+        if min(real, fake) >= right:
+            found.append(Finding('discriminator_won', f'the discriminator has won: {seen}, '
+                'so the generator hardly learns what to change. In the first few hundred steps this often passes. '
+                'If it stays, weaken the discriminator: a lower learning rate for it, R1, dropout, an augmentation, '
+                'or a smaller network; or let the generator learn faster.', step))
+        if min(real, fake) <= 1-right and max(real, fake) >= right:
+            found.append(Finding('discriminator_blind', f'the discriminator says the same of everything: {seen}. '
+                'It teaches the generator nothing. Check that its learning rate is not zero and that its films '
+                'and the generated ones are in the same range; a lower learning rate or another seed may wake it.', step))
     for k in ('d_grad', 'g_grad'): found += _explosion(k, curves.get(k, np.empty(0)), window, growth, bound, step)
     return found
 
@@ -294,7 +332,7 @@ class Diverged(FloatingPointError):
     ): super().__init__(finding.message); self.finding = finding
     def __str__(self): return f'step {self.finding.step}: {self.finding.message}'
 
-# %% ../nbs/06a_health.ipynb #250b103c
+# %% ../nbs/06a_health.ipynb #81032365
 class Health(Callback):
     "Watches a `GANLearner`: says when something goes wrong, and stops a training that has diverged."
     order = 60 # before frames are drawn and checkpoints written
@@ -308,7 +346,8 @@ class Health(Callback):
         say=print, # where a finding goes, as a line
         seed:int=0, # of the latents
     ):
-        self.every, self.n, self.check, self.window, self.warmup, self.held_out, self.say, self.seed = every, n, check, window, warmup, held_out, say, seed
+        self.every, self.n, self.check, self.window, self.warmup, self.held_out, self.say, self.seed = (
+            every, n, check, window, warmup, held_out, say, seed)
         self.findings, self.now, self.numbers, self.last, self.source = [], {}, None, None, None
     def after_batch(self):
         others = [c.every for c in self.learn.cbs if isinstance(c, (Checkpoint, Monitor))]
@@ -317,12 +356,13 @@ class Health(Callback):
     def after_fit(self):
         self.check_numbers()
         if self.last != self.steps: self.look()
-    def state_dict(self): return dict(findings=[f._asdict() for f in self.findings], now=[f._asdict() for f in self.now.values()], last=self.last)
+    def state_dict(self):
+        return dict(findings=[f._asdict() for f in self.findings], now=[f._asdict() for f in self.now.values()], last=self.last)
     def load_state_dict(self, state):
         self.findings, now = ([Finding(**f) for f in state[k]] for k in ('findings', 'now'))
         self.now, self.last = {f.kind: f for f in now}, state['last']
 
-# %% ../nbs/06a_health.ipynb #5da76d23
+# %% ../nbs/06a_health.ipynb #230747c5
 def _all_finite(tensors): return bool(torch.stack([t.float() for t in torch._foreach_norm(list(tensors))]).isfinite().all())
 
 
@@ -332,10 +372,12 @@ def check_numbers(self:Health):
     tail = self.learn.history[-self.check:]
     bad = _first_not_finite(dict(zip(self.learn.curve_names, torch.stack(tail).float().cpu().numpy().T))) if tail else None
     if bad: found = _not_finite(', '.join(bad[1]), self.steps-len(tail)+bad[0]+1)
-    elif not _all_finite(p for p in self.model.parameters() if p.is_floating_point()): found = _not_finite('a weight', self.steps)
+    elif not _all_finite(p for p in self.model.parameters() if p.is_floating_point()):
+        found = _not_finite('a weight', self.steps)
     else: return
     kept = [c.path for c in self.learn.cbs if isinstance(c, Checkpoint) and c.path.is_file()]
-    found = found._replace(message=f'{found.message} '+(f'The last good checkpoint is {kept[0]}.' if kept else 'There is no checkpoint.'))
+    found = found._replace(message=f'{found.message} '
+        +(f'The last good checkpoint is {kept[0]}.' if kept else 'There is no checkpoint.'))
     self.collect([found], self.steps)
     raise Diverged(found)
 
@@ -350,7 +392,7 @@ def collect(self:Health,
     for kind in self.now.keys()-{f.kind for f in found}: self.say(f'health, step {step}: {kind} has cleared')
     self.now, self.last = {f.kind: f for f in found}, step
 
-# %% ../nbs/06a_health.ipynb #81a0a1ba
+# %% ../nbs/06a_health.ipynb #754d8795
 @patch
 def look(self:Health,
     learn=None, # a `GANLearner`; None takes the one that is being trained
@@ -362,13 +404,14 @@ def look(self:Health,
         films, net = learn.dls.train.dataset, learn.model.best
         if self.source is not films:
             small = films.resized(_side(32, films.images))
-            self.source, self.small, self.limits = films, small, copy_limits(small.images, self.held_out and self.held_out.images)
+            self.source, self.small, self.limits = (
+                films, small, copy_limits(small.images, self.held_out.images if self.held_out else None))
         self.numbers = measure_films(*sample(net, self.n, seed=self.seed), self.small, limits=self.limits)
         found += judge_films(self.numbers, learn.steps)
     self.collect(found, learn.steps)
     return found
 
-# %% ../nbs/06a_health.ipynb #b75cce8d
+# %% ../nbs/06a_health.ipynb #db762c53
 @patch
 def verdict(self:Health)->str:
     "One paragraph: how the training stands, as of the last look."
@@ -378,5 +421,6 @@ def verdict(self:Health)->str:
     if self.now: return f'unhealthy after {self.last} steps: '+' Also: '.join(f.message for f in self.now.values())+earlier
     if self.numbers is None: return f'too early to say: {self.last} steps, and films are judged from step {self.warmup}.'+earlier
     c = self.numbers
-    return (f'healthy after {self.last} steps: nothing was wrong with the curves, nor with {c.n} generated films (their diversity as a share of the training films\': {_listing(c.diversity)}; '
+    return (f'healthy after {self.last} steps: nothing was wrong with the curves, nor with {c.n} generated films '
+        f'(their diversity as a share of the training films\': {_listing(c.diversity)}; '
         f'{c.copies.share:.1%} lie suspiciously close to a training film).'+earlier)

@@ -25,28 +25,32 @@ from .classification import _still
 from .core import rng
 from .judge import bootstrap, wilson
 
-# %% ../nbs/10_interpretability.ipynb #298169df
+# %% ../nbs/10_interpretability.ipynb #bbed37b2
 def _score(
     out:Tensor, # (n,k) logits, or any (n,...) with a tuple as target
     target, # class, (n,) classes, or the place (i,j,..) of one feature
 )->Tensor: # (n,)
     "The numbers to be explained."
     if isinstance(target, tuple): return out[(slice(None), *target)]
-    if not torch.is_tensor(out) or out.dim() != 2: raise ValueError(f'found output {tuple(out.shape) if torch.is_tensor(out) else type(out).__name__}, expected class logits (n,k); give a tuple as target to explain one feature of maps')
+    if not torch.is_tensor(out) or out.dim() != 2:
+        raise ValueError(f'found output {tuple(out.shape) if torch.is_tensor(out) else type(out).__name__}, expected class logits (n,k); '
+            'give a tuple as target to explain one feature of maps')
     t = torch.as_tensor(target, device=out.device).expand(len(out))
     if t.min() < 0 or t.max() >= out.shape[1]: raise ValueError(f'found target {t.min()} to {t.max()}, expected a class from 0 to {out.shape[1]-1}')
     return out.gather(1, t[:,None])[:,0]
 
 def _batches(f, net, x, target, bs=64):
     "f(films, targets) of each batch in eval mode, joined on the CPU. Raises ValueError for what is no batch of float films or targets that do not fit."
-    if x.dim() != 4 or not x.is_floating_point() or not len(x): raise ValueError(f'found {x.dtype} {tuple(x.shape)}, expected float films (n,c,h,w) in the range of the network, n > 0; see `to_float`')
+    if x.dim() != 4 or not x.is_floating_point() or not len(x):
+        raise ValueError(f'found {x.dtype} {tuple(x.shape)}, expected float films (n,c,h,w) in the range of the network, n > 0; see `to_float`')
     t = target if isinstance(target, tuple) else torch.as_tensor(target)
-    if torch.is_tensor(t) and t.shape not in ((), (len(x),)): raise ValueError(f'found targets {tuple(t.shape)}, expected one class or one for each of the {len(x)} films')
+    if torch.is_tensor(t) and t.shape not in ((), (len(x),)):
+        raise ValueError(f'found targets {tuple(t.shape)}, expected one class or one for each of the {len(x)} films')
     dev = next((p.device for p in net.parameters()), x.device)
     each = torch.is_tensor(t) and t.dim()
     with _still(net): return torch.cat([f(x[i:i+bs].to(dev), t[i:i+bs] if each else t).detach().cpu() for i in range(0, len(x), bs)])
 
-# %% ../nbs/10_interpretability.ipynb #00289e94
+# %% ../nbs/10_interpretability.ipynb #de7e4626
 def occlusion(
     net:nn.Module, # (n,c,h,w) -> logits (n,k)
     x:Tensor, # (n,c,h,w) films
@@ -59,7 +63,8 @@ def occlusion(
 )->Tensor: # (n,h,w), positive where covering lowers the score
     "Mean drop of the target's logit over the squares that cover a pixel (Zeiler & Fergus 2014). Raises ValueError for a square that does not fit or leaves gaps."
     h, w = x.shape[-2:]
-    if not 1 <= stride <= patch <= min(h, w): raise ValueError(f'found patch={patch} and stride={stride} on films of {h}x{w}, expected 1 <= stride <= patch <= {min(h, w)}')
+    if not 1 <= stride <= patch <= min(h, w):
+        raise ValueError(f'found patch={patch} and stride={stride} on films of {h}x{w}, expected 1 <= stride <= patch <= {min(h, w)}')
     starts = lambda side: [*range(0, side-patch, stride), side-patch]
     places = [(i, j) for i in starts(h) for j in starts(w)]
     def one(x, t):
@@ -69,11 +74,12 @@ def occlusion(
             y = x.repeat(len(part), 1, 1, 1, 1)
             for v, (i, j) in zip(y, part): v[..., i:i+patch, j:j+patch] = fill
             drops = f(x, t)-f(y.flatten(0, 1), t.repeat(len(part)) if t.dim() else t).view(len(part), -1)
-            for d, (i, j) in zip(drops, part): heat[:, i:i+patch, j:j+patch] += d[:,None,None]; cover[i:i+patch, j:j+patch] += 1
+            for d, (i, j) in zip(drops, part):
+                heat[:, i:i+patch, j:j+patch] += d[:,None,None]; cover[i:i+patch, j:j+patch] += 1
         return heat/cover
     with torch.no_grad(): return _batches(one, net, x, target)
 
-# %% ../nbs/10_interpretability.ipynb #9d25e2c6
+# %% ../nbs/10_interpretability.ipynb #38a0c169
 def find_layer(
     net:nn.Module, # any network whose modules pass maps on
     x:Tensor, # (n,c,h,w), of which the shape alone matters
@@ -86,9 +92,12 @@ def find_layer(
         with _hooked(net.modules(), note): net(x)
         for m in dict.fromkeys(seen[::-1]):
             with _hooked([m], lambda m, args, out: torch.zeros_like(out)): out = net(x).sum()
-            if m is not net and (not out.requires_grad or torch.autograd.grad(out, x, allow_unused=True)[0] is None): return m # with these maps gone, the film does not matter
-    raise ValueError('no module gives maps (n,k,h,w) of more than one pixel that the whole film goes through, expected a convolutional network: name a layer, give larger films, or use occlusion')
+            # with these maps gone, the film does not matter
+            if m is not net and (not out.requires_grad or torch.autograd.grad(out, x, allow_unused=True)[0] is None): return m
+    raise ValueError('no module gives maps (n,k,h,w) of more than one pixel that the whole film goes through, '
+        'expected a convolutional network: name a layer, give larger films, or use occlusion')
 
+# %% ../nbs/10_interpretability.ipynb #f43f41e8
 @contextmanager
 def _hooked(modules, f):
     "Forward hooks that are gone afterwards."
@@ -97,6 +106,7 @@ def _hooked(modules, f):
     finally:
         for h in hooks: h.remove()
 
+# %% ../nbs/10_interpretability.ipynb #de5a43cc
 @contextmanager
 def _watch(layer):
     "A list that holds what the layer gave last, kept from being changed in place afterwards."
@@ -106,7 +116,7 @@ def _watch(layer):
 
 def _to_film(maps, x): return F.interpolate(maps[:,None], x.shape[-2:], mode='bilinear', align_corners=False)[:,0]
 
-# %% ../nbs/10_interpretability.ipynb #c6bff99e
+# %% ../nbs/10_interpretability.ipynb #60869ef5
 def cam(
     net:nn.Module, # convolutions, global average pooling, one linear layer
     x:Tensor, # (n,c,h,w) films
@@ -123,7 +133,8 @@ def cam(
         pooled = lambda a: h.shape == a.shape[:2] and torch.allclose(a.mean((2, 3)), h, rtol=1e-3, atol=1e-4*h.abs().max())
         if not pooled(a): a = a.relu() # called, not a module: DenseNet
         if not pooled(a) or not torch.equal(F.linear(h, head.weight, head.bias), out):
-            raise ValueError(f'CAM needs maps, their mean over the film, and one linear layer; found {type(layer).__name__} {tuple(a.shape)} followed by something else: use grad_cam')
+            raise ValueError('CAM needs maps, their mean over the film, and one linear layer; '
+                f'found {type(layer).__name__} {tuple(a.shape)} followed by something else: use grad_cam')
         m = torch.einsum('nkhw,nk->nhw', a, head.weight[t].expand(len(x), -1))
         return _to_film(m, x) if full else m
     hook = head.register_forward_pre_hook(lambda m, args: fed.append(args))
@@ -131,7 +142,7 @@ def cam(
         with torch.no_grad(): return _batches(one, net, x, target)
     finally: hook.remove()
 
-# %% ../nbs/10_interpretability.ipynb #dfff34ec
+# %% ../nbs/10_interpretability.ipynb #1eb2d00d
 def grad_cam(
     net:nn.Module, # (n,c,h,w) -> logits (n,k)
     x:Tensor, # (n,c,h,w) films
@@ -144,17 +155,20 @@ def grad_cam(
     layer = layer or find_layer(net, x[:1].to(next(net.parameters()).device))
     def one(x, t):
         with torch.enable_grad(), _watch(layer) as maps: s = _score(net(x.detach().requires_grad_()), t)
-        if not maps or maps[0].dim() != 4: raise ValueError(f'layer {type(layer).__name__}: found {tuple(maps[0].shape) if maps else "that no film passes it"}, expected maps (n,k,h,w): give a convolution of this network or what follows it')
+        if not maps or maps[0].dim() != 4:
+            raise ValueError(f'layer {type(layer).__name__}: found {tuple(maps[0].shape) if maps else "that no film passes it"}, '
+                'expected maps (n,k,h,w): give a convolution of this network or what follows it')
         g, = torch.autograd.grad(s.sum(), maps[0])
         m = (g.mean((2, 3), keepdim=True)*maps[0]).sum(1)
         if relu: m = m.relu()
         return _to_film(m, x) if full else m
     return _batches(one, net, x, target)
 
-# %% ../nbs/10_interpretability.ipynb #e530c872
+# %% ../nbs/10_interpretability.ipynb #1415fedc
 _RELUS = ('Relu', 'LeakyRelu', 'Hardtanh')
-_OTHER = ('Gelu', 'Silu', 'Elu', 'Celu', 'PreluKernel', 'RreluWithNoise', 'Hardswish', 'Hardsigmoid', 'Sigmoid', 'LogSigmoid', 'Tanh', 'Softplus', 'Mish', 'Threshold', 'Hardshrink', 'Softshrink',
-    'Glu', 'Clamp', 'ClampMin', 'ClampMax', 'Maximum', 'Minimum', 'Where', 'Abs', 'Softmax', 'LogSoftmax')
+_OTHER = ('Gelu', 'Silu', 'Elu', 'Celu', 'PreluKernel', 'RreluWithNoise', 'Hardswish', 'Hardsigmoid', 'Sigmoid', 'LogSigmoid', 'Tanh',
+    'Softplus', 'Mish', 'Threshold', 'Hardshrink', 'Softshrink', 'Glu', 'Clamp', 'ClampMin', 'ClampMax', 'Maximum', 'Minimum', 'Where',
+    'Abs', 'Softmax', 'LogSoftmax')
 
 def guided_rule(
     relu, # recorded ReLU of the computation, a node of autograd's graph
@@ -162,12 +176,14 @@ def guided_rule(
     "Only positive signals come in; the gate of the ReLU then does the rest (Springenberg et al. 2015)."
     relu.register_prehook(lambda from_above: tuple(g.clamp_min(0) for g in from_above))
 
+# %% ../nbs/10_interpretability.ipynb #0cd14522
 def deconvolution_rule(
     relu, # recorded ReLU of the computation, a node of autograd's graph
 ):
     "Only positive signals go on; the gate of the ReLU is ignored (Zeiler & Fergus 2014, section 2.1)."
     relu.register_hook(lambda passed, from_above: (from_above[0].clamp_min(0),))
 
+# %% ../nbs/10_interpretability.ipynb #bbc1d864
 def _bend(score, rule):
     "Attach the rule to every ReLU between films and score; returns how many there are."
     seen, todo, n = set(), [score.grad_fn], 0
@@ -177,10 +193,15 @@ def _bend(score, rule):
         seen.add(node); todo += [f for f, _ in node.next_functions]
         kind = node.name().split('Backward')[0]
         if isinstance(node, torch.autograd.function.BackwardCFunction) or kind.startswith(('torch::jit', 'DifferentiableGraph')):
-            raise ValueError(f'{node.name()}: a step that cannot be looked into, expected a plain network: take it as it was before torch.jit, torch.compile or checkpointing, or use grad_cam')
-        if kind in _OTHER or kind == 'Hardtanh' and node._saved_min_val: raise ValueError(f'found {kind} in the network, expected ReLU, LeakyReLU or ReLU6: the rule is not defined for it; use saliency, grad_cam or occlusion')
+            raise ValueError(f'{node.name()}: a step that cannot be looked into, expected a plain network: '
+                'take it as it was before torch.jit, torch.compile or checkpointing, or use grad_cam')
+        if kind in _OTHER or kind == 'Hardtanh' and node._saved_min_val:
+            raise ValueError(f'found {kind} in the network, expected ReLU, LeakyReLU or ReLU6: '
+                'the rule is not defined for it; use saliency, grad_cam or occlusion')
         if kind in _RELUS: rule(node); n += 1
-    if not n: raise ValueError('found no ReLU on the way from the films to the score, expected at least one: the rule would change nothing; use saliency')
+    if not n:
+        raise ValueError('found no ReLU on the way from the films to the score, expected at least one: '
+            'the rule would change nothing; use saliency')
     return n
 
 # %% ../nbs/10_interpretability.ipynb #6d4b20a6
@@ -234,7 +255,7 @@ def guided_grad_cam(
     "Guided backprop times Grad-CAM (Selvaraju et al. 2017, section 3.2)."
     return guided_backprop(net, x, target)*grad_cam(net, x, target, layer)
 
-# %% ../nbs/10_interpretability.ipynb #2dec8bdf
+# %% ../nbs/10_interpretability.ipynb #d6a54120
 def smooth_grad(
     net:nn.Module, # (n,c,h,w) -> logits (n,k)
     x:Tensor, # (n,c,h,w) films
@@ -245,7 +266,8 @@ def smooth_grad(
 )->Tensor: # (n,h,w), not negative
     "Size of the mean gradient over noisy copies of a film (Smilkov et al. 2017)."
     g, sd = rng(seed), noise*(x.amax((1, 2, 3), keepdim=True)-x.amin((1, 2, 3), keepdim=True))
-    return sum(input_gradient(net, x+sd*torch.randn(x.shape, generator=g, dtype=x.dtype).to(x.device), target) for _ in range(samples)).div(samples).abs().amax(1)
+    return sum(input_gradient(net, x+sd*torch.randn(x.shape, generator=g, dtype=x.dtype).to(x.device), target)
+        for _ in range(samples)).div(samples).abs().amax(1)
 
 def integrated_gradients(
     net:nn.Module, # (n,c,h,w) -> logits (n,k)
@@ -270,7 +292,7 @@ def compare_classes(
     "Map of class a less map of class b."
     return method(net, x, a)-method(net, x, b)
 
-# %% ../nbs/10_interpretability.ipynb #8d257f2f
+# %% ../nbs/10_interpretability.ipynb #b8d157a0
 class Mark(NamedTuple):
     "A mean over films with its 95 % interval, and what chance gets."
     value:float; low:float; high:float; chance:float; n:int
@@ -278,9 +300,12 @@ class Mark(NamedTuple):
 def _pairs(maps, masks):
     "Maps as (n,h,w) float64, masks as bool, both NumPy. Raises ValueError for what does not fit."
     maps, masks = torch.as_tensor(maps).detach().cpu().double(), torch.as_tensor(masks).cpu().bool()
-    if maps.dim() != 3 or maps.shape != masks.shape or not len(maps): raise ValueError(f'found maps {tuple(maps.shape)} and masks {tuple(masks.shape)}, expected both (n,h,w), n > 0')
-    if not maps.isfinite().all(): raise ValueError(f'found NaN or infinity in {(~maps.isfinite()).flatten(1).any(1).sum()} of {len(maps)} maps, expected numbers')
-    if (empty := ~masks.flatten(1).any(1)).any(): raise ValueError(f'found {empty.sum()} of {len(maps)} masks empty: leave those films out, there is nothing to find')
+    if maps.dim() != 3 or maps.shape != masks.shape or not len(maps):
+        raise ValueError(f'found maps {tuple(maps.shape)} and masks {tuple(masks.shape)}, expected both (n,h,w), n > 0')
+    if not maps.isfinite().all():
+        raise ValueError(f'found NaN or infinity in {(~maps.isfinite()).flatten(1).any(1).sum()} of {len(maps)} maps, expected numbers')
+    if (empty := ~masks.flatten(1).any(1)).any():
+        raise ValueError(f'found {empty.sum()} of {len(maps)} masks empty: leave those films out, there is nothing to find')
     return maps.numpy(), masks.numpy()
 
 def _brightest(m):
@@ -312,7 +337,7 @@ def mass_inside(
     share = np.divide((mass*masks).sum((1, 2)), total, out=np.zeros(len(mass)), where=total > 0)
     return Mark(*bootstrap(np.mean, share, n=2000, seed=seed), float(masks.mean()), len(maps))
 
-# %% ../nbs/10_interpretability.ipynb #91e398a6
+# %% ../nbs/10_interpretability.ipynb #969ac623
 def centre_map(
     shape, # (n,h,w) of the maps
 )->Tensor: # (n,h,w), a Gaussian bump, 1 in the middle
@@ -331,7 +356,8 @@ def score_maps(
     "Both marks of every method and of the maps that look at no film."
     masks = torch.as_tensor(masks)
     blind = dict(centre=centre_map(masks.shape), **({} if habit is None else dict(habit=torch.as_tensor(habit).float().mean(0).expand(masks.shape))))
-    if taken := set(blind) & set(maps_by_name): raise ValueError(f'found methods called {sorted(taken)}, expected other names: these are the baselines')
+    if taken := set(blind) & set(maps_by_name):
+        raise ValueError(f'found methods called {sorted(taken)}, expected other names: these are the baselines')
     return {k: (pointing_game(m, masks, tolerance), mass_inside(m, masks, seed)) for k, m in {**maps_by_name, **blind}.items()}
 
 # %% ../nbs/10_interpretability.ipynb #365ca67c
@@ -369,7 +395,7 @@ def _rank_correlation(a, b):
     size = np.sqrt((a**2).sum(1)*(b**2).sum(1))
     return float(np.divide((a*b).sum(1), size, out=np.zeros(len(a)), where=size > 0).mean())
 
-# %% ../nbs/10_interpretability.ipynb #cfc22bcd
+# %% ../nbs/10_interpretability.ipynb #33bac746
 def show_methods(
     films:Tensor, # (n,c,h,w), uint8 or floats
     maps_by_name:dict, # name of the method -> (n,h,w) heat maps
@@ -379,7 +405,8 @@ def show_methods(
 ):
     "Films and the heat maps of several methods over them; returns the axes (n, 1 + methods). Raises ValueError for maps that do not fit the films."
     for k, m in maps_by_name.items():
-        if tuple(m.shape) != (len(films), *films.shape[-2:]): raise ValueError(f'{k}: found maps {tuple(m.shape)}, expected {(len(films), *films.shape[-2:])}, one for each film and of its size')
+        if tuple(m.shape) != (len(films), *films.shape[-2:]):
+            raise ValueError(f'{k}: found maps {tuple(m.shape)}, expected {(len(films), *films.shape[-2:])}, one for each film and of its size')
     n, k = len(films), 1+len(maps_by_name)
     fig, axes = plt.subplots(n, k, figsize=(k*scale, n*scale+.25), dpi=72, squeeze=False, layout='constrained')
     for j, (name, maps) in enumerate([('film', None), *maps_by_name.items()]):
@@ -387,7 +414,8 @@ def show_methods(
         for i, ax in enumerate(axes[:, j]):
             ax.imshow(films[i].float().mean(0).cpu(), cmap='gray', interpolation='nearest')
             if maps is not None:
-                m = maps[i].detach().float().cpu(); top = max(m.abs().flatten().quantile(.995).item(), 1e-12); m = (m/top).clamp(-1, 1)
+                m = maps[i].detach().float().cpu()
+                top = max(m.abs().flatten().quantile(.995).item(), 1e-12); m = (m/top).clamp(-1, 1)
                 ax.imshow(m, cmap='RdBu_r' if signed else 'inferno', vmin=-1 if signed else 0, vmax=1, alpha=(.8*m.abs().sqrt()).numpy())
             if masks is not None and masks[i].any(): ax.contour(masks[i].float().cpu(), [.5], colors='cyan', linewidths=.7)
             ax.set_xticks([]); ax.set_yticks([])

@@ -71,7 +71,7 @@ def density_coverage(
     held, covered = _balls(*_pair(real, fake), k, chunk)
     return float(held.mean()), float(covered.mean())
 
-# %% ../nbs/07a_judge.ipynb #5d18e20e
+# %% ../nbs/07a_judge.ipynb #f5f3fb69
 class FIDInfinity(NamedTuple):
     "FD over growing numbers of films, and the line through it."
     value: float # where the line meets 1/N = 0; may be a little below zero
@@ -88,13 +88,14 @@ def fid_infinity(
     "FD extrapolated to N = infinity by a line in 1/N (Chong & Forsyth 2020). Raises ValueError for less than two sizes, or one below 2 or above the smaller set."
     a, b = _pair(real, fake); n, g = min(len(a), len(b)), np.random.default_rng(seed)
     sizes = sorted({n//p for p in (4, 3, 2, 1)} if sizes is None else {int(s) for s in sizes})
-    if len(sizes) < 2 or not 2 <= sizes[0] <= sizes[-1] <= n: raise ValueError(f'sizes {sizes}: expected at least two different numbers of films from 2 to {n}, the smaller set')
+    if len(sizes) < 2 or not 2 <= sizes[0] <= sizes[-1] <= n:
+        raise ValueError(f'sizes {sizes}: expected at least two different numbers of films from 2 to {n}, the smaller set')
     a, b = (x[g.permutation(len(x))] for x in (a, b))
     curve = [float(np.mean([frechet_distance(a[i:i+s], b[i:i+s]) for i in range(0, n-s+1, s)])) for s in sizes]
     slope, value = np.polyfit([1/s for s in sizes], curve, 1)
     return FIDInfinity(float(value), float(slope), tuple(sizes), tuple(curve))
 
-# %% ../nbs/07a_judge.ipynb #80e1f5f1
+# %% ../nbs/07a_judge.ipynb #f5315fa9
 def plot_fid_infinity(
     *found, # results of `fid_infinity`
     labels=(), # a name for each
@@ -104,13 +105,15 @@ def plot_fid_infinity(
     if ax is None: ax = plt.subplots(figsize=(4, 2.8), dpi=72, layout='constrained')[1]
     for i, f in enumerate(found):
         x = np.array([1/s for s in f.sizes])
-        ax.plot(x, f.curve, 'o', ms=4, color=f'C{i}', label=labels[i] if labels else None); ax.plot([0, x.max()], [f.value, f.value+f.slope*x.max()], lw=1, color=f'C{i}'); ax.plot(0, f.value, '*', ms=9, color=f'C{i}', clip_on=False)
+        ax.plot(x, f.curve, 'o', ms=4, color=f'C{i}', label=labels[i] if labels else None)
+        ax.plot([0, x.max()], [f.value, f.value+f.slope*x.max()], lw=1, color=f'C{i}')
+        ax.plot(0, f.value, '*', ms=9, color=f'C{i}', clip_on=False)
     ax.set_xticks([0, *(1/s for s in found[0].sizes)], ['∞', *map(str, found[0].sizes)]); ax.set_xlim(left=0)
     ax.set_xlabel('films N on each side (axis is 1/N)'); ax.set_ylabel('FD'); ax.grid(alpha=.25)
     if labels: ax.legend(fontsize=7)
     return ax
 
-# %% ../nbs/07a_judge.ipynb #ba8add30
+# %% ../nbs/07a_judge.ipynb #23ea0a5e
 class NearestNeighbour(NamedTuple):
     "Leave-one-out accuracy: 0 copies, .5 one distribution, 1 apart."
     total: float # of all films
@@ -131,7 +134,9 @@ def nearest_neighbour_test(
     fake:Tensor, # (n,d) features, as many
 )->NearestNeighbour:
     "Leave-one-out accuracy of the nearest neighbour at telling real from generated (Lopez-Paz & Oquab 2017). Raises ValueError for sets of unequal size."
-    if len(real) != len(fake): raise ValueError(f'found {len(real)} real and {len(fake)} generated films, expected as many of each: otherwise 0.5 is not the value of equal sets')
+    if len(real) != len(fake):
+        raise ValueError(f'found {len(real)} real and {len(fake)} generated films, expected as many of each: '
+            'otherwise 0.5 is not the value of equal sets')
     r, f = _votes(*_pair(real, fake))
     return NearestNeighbour(float((r.mean()+f.mean())/2), float(r.mean()), float(f.mean()))
 
@@ -181,7 +186,7 @@ class Memorisation(NamedTuple):
     quantile: float # share that an honest generator has
     null: Tensor # double (k,), distance of each test film to its nearest training film
 
-# %% ../nbs/07a_judge.ipynb #14c9c302
+# %% ../nbs/07a_judge.ipynb #7a224a48
 def memorisation(
     train:Tensor, # (n,d) features of the training films
     test:Tensor, # (k,d) features of real films that the generator has not seen
@@ -191,12 +196,17 @@ def memorisation(
     "Distances fake->train against the null test->train. Raises ValueError for less than 1/quantile test films, or test films among the training films."
     (train, test), (_, fake) = _pair(train, test), _pair(train, fake)
     k = int(np.floor(quantile*len(test)+1e-9))
-    if not (0 < quantile < 1 and k): raise ValueError(f'quantile {quantile} of {len(test)} test films: expected 0 < quantile < 1 and at least {int(np.ceil(1/quantile)) if quantile > 0 else "1/quantile"} films, give more or a larger quantile')
+    if not (0 < quantile < 1 and k):
+        raise ValueError(f'quantile {quantile} of {len(test)} test films: expected 0 < quantile < 1 and at least '
+            f'{int(np.ceil(1/quantile)) if quantile > 0 else "1/quantile"} films, give more or a larger quantile')
     null, (near, at) = _nearest(test, train)[0][:, 0], _nearest(fake, train)
     limit = np.sort(null)[k-1]
-    if not limit: raise ValueError(f'{(null == 0).sum()} test films have the features of a training film: no copy could be told from that; take the duplicates out of the test set')
+    if not limit:
+        raise ValueError(f'{(null == 0).sum()} test films have the features of a training film: '
+            'no copy could be told from that; take the duplicates out of the test set')
     suspect = near[:, 0] < limit; share, low, high = wilson(suspect.sum(), len(suspect))
-    return Memorisation(share, torch.from_numpy(suspect), torch.from_numpy(at[:, 0]), torch.from_numpy(near[:, 0]), low, high, float(limit), quantile, torch.from_numpy(null))
+    return Memorisation(share, torch.from_numpy(suspect), torch.from_numpy(at[:, 0]), torch.from_numpy(near[:, 0]),
+        low, high, float(limit), quantile, torch.from_numpy(null))
 
 # %% ../nbs/07a_judge.ipynb #79ac4759
 def _drawn(tables, n, seed, replace, share=1.):
@@ -228,7 +238,7 @@ def half_samples(
     wide = norm.ppf((1+level)/2)*np.std(got, ddof=1)
     return Interval(value, float(value-wide), float(value+wide))
 
-# %% ../nbs/07a_judge.ipynb #74576ebc
+# %% ../nbs/07a_judge.ipynb #3cc6de7c
 class Membership(NamedTuple):
     "How well scores tell members from others."
     auroc: float # .5 no leak, 1 all members are known
@@ -250,11 +260,13 @@ def membership_inference(
 )->Membership:
     "AUROC of a membership attack, its bootstrap interval, and the members-only control. Raises ValueError for NaN, or less than four members or two others."
     a, b = (np.asarray(s, dtype=float) for s in (scores_members, scores_others))
-    if a.ndim != 1 or b.ndim != 1 or len(a) < 4 or len(b) < 2 or not np.isfinite(a.sum()+b.sum()): raise ValueError(f'found scores of shape {a.shape} and {b.shape}, expected (n,) and (m,) with n >= 4, m >= 2 and no NaN')
-    g = np.random.default_rng(seed); halves = [_auroc(p[:len(a)//2], p[len(a)//2:]) for p in (g.permutation(a) for _ in range(n))]
+    if a.ndim != 1 or b.ndim != 1 or len(a) < 4 or len(b) < 2 or not np.isfinite(a.sum()+b.sum()):
+        raise ValueError(f'found scores of shape {a.shape} and {b.shape}, expected (n,) and (m,) with n >= 4, m >= 2 and no NaN')
+    g = np.random.default_rng(seed)
+    halves = [_auroc(p[:len(a)//2], p[len(a)//2:]) for p in (g.permutation(a) for _ in range(n))]
     return Membership(*bootstrap(_auroc, a, b, n=n, seed=seed), float(np.mean(halves)), *map(float, np.quantile(halves, [.025, .975])))
 
-# %% ../nbs/07a_judge.ipynb #69404ee2
+# %% ../nbs/07a_judge.ipynb #927f393f
 def similarity(
     a:Tensor, # uint8 (n,c,h,w)
     b:Tensor, # uint8 (m,c,h,w)
@@ -267,7 +279,9 @@ def similarity(
         if x.dtype != torch.uint8 or x.dim() != 4: raise TypeError(f'found {x.dtype} of shape {tuple(x.shape)}, expected uint8 (n,c,h,w)')
     if a.shape[1] != b.shape[1]: raise ValueError(f'found {a.shape[1]} and {b.shape[1]} channels, expected films of one kind')
     side = min(side, a.shape[-1], b.shape[-1])
-    u, v = (resize(x, side).cpu().float().unfold(2, window, stride).unfold(3, window, stride).permute(1, 2, 3, 0, 4, 5).flatten(4).flatten(0, 2) for x in (a, b)) # windows, films, pixels
+    # windows, films, pixels
+    u, v = (resize(x, side).cpu().float().unfold(2, window, stride).unfold(3, window, stride)
+        .permute(1, 2, 3, 0, 4, 5).flatten(4).flatten(0, 2) for x in (a, b))
     out, k, c1, c2 = torch.zeros(len(a), len(b)), window**2-1, (.01*255)**2, (.03*255)**2
     for p, q in zip(u, v):
         mp, mq = p.mean(1)[:, None], q.mean(1)[None]
@@ -275,13 +289,15 @@ def similarity(
         out += (2*mp*mq+c1)*(2*p@q.T/k+c2)/((mp**2+mq**2+c1)*((p*p).sum(1)[:, None]/k+(q*q).sum(1)[None]/k+c2))
     return out/len(u)
 
+# %% ../nbs/07a_judge.ipynb #d324c0b2
 def _contrast(x):
     "Contrast of the co-occurrence matrix of each film, mean of four directions (Haralick 1973): (n,)."
     x = x.cpu().float()
-    pairs = (x[..., :-1], x[..., 1:]), (x[..., :-1, :], x[..., 1:, :]), (x[..., :-1, :-1], x[..., 1:, 1:]), (x[..., 1:, :-1], x[..., :-1, 1:])
+    pairs = ((x[..., :-1], x[..., 1:]), (x[..., :-1, :], x[..., 1:, :]),
+        (x[..., :-1, :-1], x[..., 1:, 1:]), (x[..., 1:, :-1], x[..., :-1, 1:]))
     return torch.stack([(p-q).square().flatten(1).mean(1) for p, q in pairs]).mean(0)
 
-# %% ../nbs/07a_judge.ipynb #2ee6baf3
+# %% ../nbs/07a_judge.ipynb #e7054814
 class CID(NamedTuple):
     "Guan and Loew's index of generated films, each part 0..1."
     creativity: float # share that repeats no real film
@@ -300,7 +316,9 @@ def cid_index(
     creative = float((similarity(fake, real, side).max(1).values < limit).double().mean())
     r, f = (float(_contrast(resize(x, min(real.shape[-1], fake.shape[-1]))).mean()) for x in (real, fake))
     same, sizes = similarity(fake, fake, side) >= limit, {}
-    for row in same.numpy(): first = next((j for j in sizes if row[j]), None); sizes[sum(sizes.values()) if first is None else first] = 1 if first is None else sizes[first]+1
+    for row in same.numpy():
+        first = next((j for j in sizes if row[j]), None)
+        sizes[sum(sizes.values()) if first is None else first] = 1 if first is None else sizes[first]+1
     p = np.array(list(sizes.values()))/len(fake); diverse = float(abs(-(p*np.log(p)).sum()/np.log(len(fake))))
     inherit = 1-abs(r-f)/max(r, f, 1e-12)
     return CID(creative, inherit, diverse, creative*inherit*diverse)
@@ -329,17 +347,20 @@ class Report(NamedTuple):
     memorised: Memorisation # of all generated films, for `health.show_copies`
     membership: Membership # and its control
 
-# %% ../nbs/07a_judge.ipynb #09a3d07b
+# %% ../nbs/07a_judge.ipynb #8bb2ae35
 def _resemblance(real, fake, k, seed, tag, n):
     "Name -> (value, low, high, spread over subsets) of all that compares two sets; n half samples, 0 for values alone."
     def mean(x): return (*bootstrap(np.mean, x, n=10*n, seed=seed), None) if n else (float(np.mean(x)), None, None, None)
     def half(f, n=n): return (*half_samples(f, real, fake, n=n, seed=seed), None) if n else (f(real, fake), None, None, None)
-    g, m, curve, kid, fd = np.random.default_rng(seed), min(len(real), len(fake)), fid_infinity(real, fake, seed=seed), kernel_distance(real, fake), 'FD' if tag else 'FID'
+    g, m, curve, kid, fd = (np.random.default_rng(seed), min(len(real), len(fake)), fid_infinity(real, fake, seed=seed),
+        kernel_distance(real, fake), 'FD' if tag else 'FID')
     (held, covered), (p, r) = _balls(real, fake, k), (x.numpy() for x in _manifolds(real, fake))
     votes = _votes(*(x[np.sort(g.permutation(len(x))[:m])] for x in (real, fake)))
-    out = {fd+tag: half(frechet_distance), f'{fd}∞{tag}': half(lambda a, b: fid_infinity(a, b, seed=seed).value, n//2), f'KID{tag}': (*half(lambda a, b: kernel_distance(a, b)[0])[:3], kid[1]),
+    out = {fd+tag: half(frechet_distance), f'{fd}∞{tag}': half(lambda a, b: fid_infinity(a, b, seed=seed).value, n//2),
+        f'KID{tag}': (*half(lambda a, b: kernel_distance(a, b)[0])[:3], kid[1]),
         'precision': mean(p), 'recall': mean(r), 'density': mean(held), 'coverage': mean(covered),
-        '1-NN accuracy': mean(np.concatenate(votes)), '1-NN on real': mean(votes[0]), '1-NN on generated': mean(votes[1]), 'likeness score': half(likeness_score)}
+        '1-NN accuracy': mean(np.concatenate(votes)), '1-NN on real': mean(votes[0]), '1-NN on generated': mean(votes[1]),
+        'likeness score': half(likeness_score)}
     return out, curve
 
 def _copying(train, test, fake, seed):
@@ -348,9 +369,11 @@ def _copying(train, test, fake, seed):
     leak, g = membership_inference(*near, seed=seed), np.random.default_rng(seed)
     halves = [np.array_split(g.permutation(test), 2) for _ in range(5)] # one half stands for the generated films
     base = float(np.mean([_auroc(*(-_nearest(x, h)[0][:, 0] for x in (train, rest))) for h, rest in halves]))
-    return {'authenticity': (*wilson((own := _authentic(train, fake)).sum(), len(own)), authenticity(train, test)), 'memorised': (seen.share, seen.low, seen.high, seen.quantile), 'membership AUROC': (*leak[:3], base)}, seen, leak
+    return {'authenticity': (*wilson((own := _authentic(train, fake)).sum(), len(own)), authenticity(train, test)),
+        'memorised': (seen.share, seen.low, seen.high, seen.quantile),
+        'membership AUROC': (*leak[:3], base)}, seen, leak
 
-# %% ../nbs/07a_judge.ipynb #e7aba711
+# %% ../nbs/07a_judge.ipynb #3ce32631
 def _stand_ins(generated, train, seed):
     "Positions of training films, as many of each class as generated; None when there are too few."
     g, at = np.random.default_rng(seed), []
@@ -374,10 +397,11 @@ def _checked(generated, train, test):
     for name, s in dict(train=train, test=test).items():
         if s.classes != generated.classes or s.several != generated.several or s.channels != generated.channels:
             raise ValueError(f'{name}: found {s!r}, expected classes and channels of the generated films, {generated!r}: use .only(classes)')
-    if min(map(len, (generated, train, test))) < 16: raise ValueError(f'found {len(generated)} generated, {len(train)} training and {len(test)} test films, expected at least 16 of each')
+    if min(map(len, (generated, train, test))) < 16:
+        raise ValueError(f'found {len(generated)} generated, {len(train)} training and {len(test)} test films, expected at least 16 of each')
     return generated, train.resized(generated.size), test.resized(generated.size)
 
-# %% ../nbs/07a_judge.ipynb #6645e9d0
+# %% ../nbs/07a_judge.ipynb #a355ebda
 def report(
     generated:ImageSet, # films of one generator, with the labels they were asked for
     train:ImageSet, # real films that it was trained on
@@ -389,28 +413,38 @@ def report(
 )->Report:
     "Every test of this chapter with interval and real floor, in total and by class. Raises ValueError for classes or channels that differ, or less than 16 films in a set."
     real_size, split = test.size, '+'.join(sorted(set(test.splits)-{''})) or 'test'
-    generated, train, test = sets = _checked(generated, train, test); at, look = _stand_ins(generated, train, seed), getattr(extractor, 'once', extractor)
+    generated, train, test = sets = _checked(generated, train, test)
+    at, look = _stand_ins(generated, train, seed), getattr(extractor, 'once', extractor)
     feats = [_pair(f := look(s.images), f)[0] for s in sets]; verdicts, curves, kept = [], {}, {}
-    tag = '' if extractor.name == 'inception' else f'-{extractor.name}'; how = extractor.name, feats[0].shape[1], getattr(extractor, 'weights', ''), getattr(extractor, 'resize', '')
+    tag = '' if extractor.name == 'inception' else f'-{extractor.name}'
+    how = extractor.name, feats[0].shape[1], getattr(extractor, 'weights', ''), getattr(extractor, 'resize', '')
     for group, (g, t, e) in _groups(sets, least).items():
         fake, seen, real = (f[p.numpy()] for f, p in zip(feats, (g, t, e)))
-        values, curve = _resemblance(real, fake, k, seed, tag, 20); copied, *found = _copying(seen, real, fake, seed); base = {}
+        values, curve = _resemblance(real, fake, k, seed, tag, 20)
+        copied, *found = _copying(seen, real, fake, seed)
+        base = {}
         if at is not None: base, floor_curve = _resemblance(real, feats[1][at[t[at]].numpy()], k, seed, tag, 0)
         if group == 'all': kept, curves = found, {'generated': curve} | ({'real floor': floor_curve} if base else {})
-        rows = {m: (*v, base[m][0] if base else None) for m, v in values.items()} | {m: (*v[:3], None, v[3]) for m, v in copied.items()}
+        rows = ({m: (*v, base[m][0] if base else None) for m, v in values.items()}
+            | {m: (*v[:3], None, v[3]) for m, v in copied.items()})
         where = split if group == 'all' else f'{split}, {group}'
-        verdicts += [Verdict(m, v, None, floor, sub, *how, len(real), len(fake), generated.size, real_size, where, 1, seed, lo, hi, group) for m, (v, lo, hi, sub, floor) in rows.items()]
+        verdicts += [Verdict(m, v, None, floor, sub, *how, len(real), len(fake), generated.size, real_size, where, 1, seed, lo, hi, group)
+            for m, (v, lo, hi, sub, floor) in rows.items()]
     return Report(verdicts+_film_verdicts(generated, train, test, at, split, real_size, seed), curves, *kept)
 
-# %% ../nbs/07a_judge.ipynb #c24b8df5
+# %% ../nbs/07a_judge.ipynb #68aeb1dc
 def _film_verdicts(generated, train, test, at, split, real_size, seed):
     "Guan and Loew's index, which needs films."
-    side = min(64, generated.size); setting = 'SSIM', side**2*test.channels, '', f'{side} bilinear antialias', len(test), len(generated), generated.size, real_size, split, 1, seed
+    side = min(64, generated.size)
+    setting = ('SSIM', side**2*test.channels, '', f'{side} bilinear antialias', len(test), len(generated),
+        generated.size, real_size, split, 1, seed)
     got, base = cid_index(test.images, generated.images), None if at is None else cid_index(test.images, train.images[at])
     share = wilson(round(got.creativity*len(generated)), len(generated))[1:]
-    return [Verdict(m if m != 'index' else 'CID index', v, None, base and base[i], None, *setting, *(share if m == 'creativity' else (None, None))) for i, (m, v) in enumerate(zip(got._fields, got))]
+    return [Verdict(m if m != 'index' else 'CID index', v, None, base and base[i], None, *setting,
+            *(share if m == 'creativity' else (None, None)))
+        for i, (m, v) in enumerate(zip(got._fields, got))]
 
-# %% ../nbs/07a_judge.ipynb #e89500fc
+# %% ../nbs/07a_judge.ipynb #8411fce8
 def report_table(
     group:str='all', # or a class
     **reports, # name -> Report; one, or several generators to compare
@@ -419,27 +453,46 @@ def report_table(
     num = lambda v: '' if v is None else f'{v:.3g}' if abs(v) < 1e3 else f'{v:.0f}'
     cell = lambda v: num(v.value)+(f' [{num(v.low)}, {num(v.high)}]' if v.low is not None else '')
     columns = {name: {v.metric: v for v in r.verdicts if v.group == group} for name, r in reports.items()}
-    if lacks := [name for name, c in columns.items() if not c]: raise ValueError(f"no films of {group!r} were judged in {', '.join(lacks)}, expected one of {list(dict.fromkeys(v.group for r in reports.values() for v in r.verdicts))}")
+    if lacks := [name for name, c in columns.items() if not c]:
+        raise ValueError(f"no films of {group!r} were judged in {', '.join(lacks)}, "
+            f"expected one of {list(dict.fromkeys(v.group for r in reports.values() for v in r.verdicts))}")
     first = next(iter(columns.values())); lines = [('', *columns, 'real floor')]
-    for m in first: check_comparable(*(c[m] for c in columns.values())); lines.append((m, *(cell(c[m]) for c in columns.values()), num(first[m].floor)))
+    if differ := sorted({m for c in columns.values() for m in c.keys() ^ first.keys()}):
+        raise ValueError(f"{' and '.join(columns)} do not hold the same numbers ({', '.join(differ)}), "
+            'expected reports with one extractor on sets of one kind')
+    for m in first:
+        check_comparable(*(c[m] for c in columns.values()))
+        lines.append((m, *(cell(c[m]) for c in columns.values()), num(first[m].floor)))
     v = next(iter(first.values()))
     return '\n'.join([*aligned(lines),
-        f"{v.extractor}, {v.d}-d{v.weights and f', weights {v.weights}'}; input {v.resize}; {v.n_real} real ({v.reference}, {v.real_size} px) against {v.n_fake} generated, at {v.size} px, seed {v.seed}"])
+        f"{v.extractor}, {v.d}-d{v.weights and f', weights {v.weights}'}; input {v.resize}; "
+        f"{v.n_real} real ({v.reference}, {v.real_size} px) against {v.n_fake} generated, at {v.size} px, seed {v.seed}"])
 
-# %% ../nbs/07a_judge.ipynb #f5af5c92
+# %% ../nbs/07a_judge.ipynb #ad6d27bf
 def plot_report(
     rep:Report, # from `report`
 ):
     "The bounded numbers beside their floor, by class too; FD over 1/N; distances to the training films against the null. Returns the axes."
-    fig, axes = plt.subplots(1, 3, figsize=(11, 3.6), dpi=72, layout='constrained', width_ratios=(1.3, 1, 1)); ax = axes[0]
-    shown = [v for v in rep.verdicts if not v.metric.startswith(('FD', 'FID', 'KID'))]; names = list(dict.fromkeys(v.metric for v in shown)); groups = list(dict.fromkeys(v.group for v in rep.verdicts))
+    fig, axes = plt.subplots(1, 3, figsize=(11, 3.6), dpi=72, layout='constrained', width_ratios=(1.3, 1, 1))
+    ax = axes[0]
+    shown = [v for v in rep.verdicts if not v.metric.startswith(('FD', 'FID', 'KID'))]
+    names = list(dict.fromkeys(v.metric for v in shown)); groups = list(dict.fromkeys(v.group for v in rep.verdicts))
     for i, g in enumerate(groups):
         rows = [v for v in shown if v.group == g]; y = [names.index(v.metric)+.18*i for v in rows]
-        ax.hlines(y, [v.value if v.low is None else v.low for v in rows], [v.value if v.high is None else v.high for v in rows], color=f'C{i}', lw=1); ax.plot([v.value for v in rows], y, 'o', ms=5 if not i else 3, color=f'C{i}', label=g.replace('_', ' '))
-    ax.plot([np.nan if v.floor is None else v.floor for v in shown if v.group == 'all'], range(len(names)), '|', ms=11, mew=1.5, color='k', label='real floor')
-    ax.set_yticks(range(len(names)), names, fontsize=7); ax.invert_yaxis(); ax.set_xlim(left=-.03); ax.grid(alpha=.25); ax.legend(fontsize=6); ax.set_title('beside what real films get', fontsize=9)
-    plot_fid_infinity(*rep.curves.values(), labels=tuple(rep.curves), ax=axes[1]); axes[1].set_title(next(v.metric for v in rep.verdicts).replace('∞', ''), fontsize=9)
+        ax.hlines(y, [v.value if v.low is None else v.low for v in rows], [v.value if v.high is None else v.high for v in rows],
+            color=f'C{i}', lw=1)
+        ax.plot([v.value for v in rows], y, 'o', ms=5 if not i else 3, color=f'C{i}', label=g.replace('_', ' '))
+    ax.plot([np.nan if v.floor is None else v.floor for v in shown if v.group == 'all'], range(len(names)),
+        '|', ms=11, mew=1.5, color='k', label='real floor')
+    ax.set_yticks(range(len(names)), names, fontsize=7); ax.invert_yaxis()
+    ax.set_xlim(left=-.03); ax.grid(alpha=.25)
+    ax.legend(fontsize=6); ax.set_title('beside what real films get', fontsize=9)
+    plot_fid_infinity(*rep.curves.values(), labels=tuple(rep.curves), ax=axes[1])
+    axes[1].set_title(next(v.metric for v in rep.verdicts).replace('∞', ''), fontsize=9)
     m, ax = rep.memorised, axes[2]; bins = np.linspace(0, float(torch.cat([m.null, m.distance]).max()), 40)
-    for x, name in ((m.null, 'test (the null)'), (m.distance, 'generated')): ax.hist(x.numpy(), bins, density=True, histtype='step', label=name)
-    ax.axvline(m.limit, color='k', lw=.8, ls=':'); ax.set_yticks([]); ax.set_xlabel('distance to the nearest training film'); ax.legend(fontsize=7); ax.set_title(f'{m.share:.0%} below the limit ({m.quantile:.1%} by chance)', fontsize=9)
+    for x, name in ((m.null, 'test (the null)'), (m.distance, 'generated')):
+        ax.hist(x.numpy(), bins, density=True, histtype='step', label=name)
+    ax.axvline(m.limit, color='k', lw=.8, ls=':')
+    ax.set_yticks([]); ax.set_xlabel('distance to the nearest training film')
+    ax.legend(fontsize=7); ax.set_title(f'{m.share:.0%} below the limit ({m.quantile:.1%} by chance)', fontsize=9)
     return axes

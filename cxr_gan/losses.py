@@ -81,13 +81,16 @@ def wasserstein_g(
     "Minus the mean score; the generator's side of both the Wasserstein and the hinge objective."
     return -fake.mean()
 
-# %% ../nbs/03_losses.ipynb #03241c32
+# %% ../nbs/03_losses.ipynb #1bdeacf6
 def relativistic_d(
     real:Tensor, # logits of real images, (n,)
     fake:Tensor, # logits of generated images, (n,)
 )->Tensor: # scalar
     "How far each real image fails to beat its generated partner (Jolicoeur-Martineau 2019, RSGAN)."
-    if real.shape != fake.shape: raise ValueError(f'found logits of shape {tuple(real.shape)} and {tuple(fake.shape)}, expected pairs: as many of one side as of the other')
+    if real.shape != fake.shape:
+        raise ValueError(
+            f'found logits of shape {tuple(real.shape)} and {tuple(fake.shape)}, '
+            'expected pairs: as many of one side as of the other')
     return F.softplus(fake-real).mean()
 
 def relativistic_g(
@@ -112,7 +115,7 @@ def relativistic_average_g(
     "The same game with the sides exchanged."
     return relativistic_average_d(fake, real)
 
-# %% ../nbs/03_losses.ipynb #05fdea4e
+# %% ../nbs/03_losses.ipynb #25e8f199
 @dataclass(frozen=True)
 class Objective:
     "A two-player objective: what each side minimises, as a function of verdicts."
@@ -135,7 +138,10 @@ class Objective:
     )->Tensor: # scalar
         "What the generator minimises."
         if not self.sees_real: return self.g_logits(fake.logit)
-        if real is None: raise ValueError(f"objective {self.name!r} compares generated with real images: found no real verdict in the generator's turn, expected one; judge the films there too")
+        if real is None:
+            raise ValueError(
+                f"objective {self.name!r} compares generated with real images: found no real verdict in the generator's turn, "
+                'expected one; judge the films there too')
         return self.g_logits(fake.logit, real.logit)
 
 # %% ../nbs/03_losses.ipynb #c46f2653
@@ -156,7 +162,7 @@ def objective(
     if name not in OBJECTIVES: raise ValueError(f"objective {name!r} is not known; known: {', '.join(OBJECTIVES)}")
     return OBJECTIVES[name]
 
-# %% ../nbs/03_losses.ipynb #e7d5e376
+# %% ../nbs/03_losses.ipynb #4775d0a6
 def _cross_entropy(logit, target): # element by element; the target is a probability
     return target*F.softplus(-logit)+(1-target)*F.softplus(logit)
 
@@ -165,7 +171,8 @@ def smoothed(
     fake_target:float=0., # probability that D shall give a generated image, 0 to 1
 )->Objective:
     "The original game with softened targets for the discriminator (Salimans et al. 2016, section 3.4); the generator's side is `non_saturating_g`."
-    if not 0 <= fake_target < real_target <= 1: raise ValueError(f'real_target {real_target}, fake_target {fake_target}: expected 0 <= fake_target < real_target <= 1')
+    if not 0 <= fake_target < real_target <= 1:
+        raise ValueError(f'real_target {real_target}, fake_target {fake_target}: expected 0 <= fake_target < real_target <= 1')
     def d(real, fake): return _cross_entropy(real, real_target).mean()+_cross_entropy(fake, fake_target).mean()
     return Objective(f'smoothed({real_target:g},{fake_target:g})', d, non_saturating_g)
 
@@ -190,7 +197,7 @@ class Turn(NamedTuple):
     ask: Optional[Callable] = None # (images, labels) -> judgement: asks the discriminator again, with gradients
     net: object = None # the discriminator, for penalties on weights
 
-# %% ../nbs/03_losses.ipynb #9a545726
+# %% ../nbs/03_losses.ipynb #81b74f35
 class Term:
     "What a player minimises beside the objective: each method returns a scalar, times `weight`, or None where this player is not charged."
     name, weight = 'term', 1.
@@ -199,9 +206,15 @@ class Term:
     twice = False # whether it differentiates a derivative, which compiled networks cannot
     last, over = None, 0 # the weight falls (or rises) geometrically to `last` over the first `over` steps; the training loop does it
     def __post_init__(self):
-        if isinstance(self.weight, bool) or not isinstance(self.weight, (int, float)) or not 0 <= self.weight < math.inf: raise ValueError(f'{self.name}: weight {self.weight!r}, expected a number from 0 up')
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1: raise ValueError(f'{self.name}: every {self.every!r}, expected a whole number of discriminator steps from 1 up')
-        if (self.last is None) != (self.over == 0) or (self.over and not (self.over > 0 and 0 < self.last < math.inf and self.weight > 0)): raise ValueError(f'{self.name}: weight {self.weight}, last {self.last}, over {self.over}; expected either neither last nor over, or a weight and a last weight above 0 and the number of steps between them')
+        if isinstance(self.weight, bool) or not isinstance(self.weight, (int, float)) or not 0 <= self.weight < math.inf:
+            raise ValueError(f'{self.name}: weight {self.weight!r}, expected a number from 0 up')
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise ValueError(f'{self.name}: every {self.every!r}, expected a whole number of discriminator steps from 1 up')
+        if (self.last is None) != (self.over == 0) or (
+                self.over and not (self.over > 0 and 0 < self.last < math.inf and self.weight > 0)):
+            raise ValueError(
+                f'{self.name}: weight {self.weight}, last {self.last}, over {self.over}; expected either neither last nor over, '
+                'or a weight and a last weight above 0 and the number of steps between them')
     def factor(self, step:int)->float:
         "What the weight is multiplied by at step number `step`, counted from 0."
         return (self.last/self.weight)**min(1., step/self.over) if self.over else 1.
@@ -216,7 +229,7 @@ class Term:
         "Take back what `state_dict` gave."
         if state: raise ValueError(f"{self.name} remembers nothing: found a state with {', '.join(state)}, expected an empty one")
 
-# %% ../nbs/03_losses.ipynb #7d51bf88
+# %% ../nbs/03_losses.ipynb #31906b46
 def pixel_loss(
     pixels:Tensor, # (n,1,h,w) logits of each pixel
     target, # 1 for real, 0 for generated, or a map of both, (n,1,h,w)
@@ -233,7 +246,10 @@ _NEEDS = dict(pixels='a U-Net discriminator, which judges each pixel', classes='
 def _part(judgement, field, name):
     "The pixels or the classes of a judgement, which must be there."
     found = getattr(judgement.verdict, field)
-    if found is None: raise ValueError(f'term {name!r} needs {field}: found a verdict without, expected {_NEEDS[field]}; change the discriminator or leave the term out')
+    if found is None:
+        raise ValueError(
+            f'term {name!r} needs {field}: found a verdict without, expected {_NEEDS[field]}; '
+            'change the discriminator or leave the term out')
     return found
 
 # %% ../nbs/03_losses.ipynb #72cbe5e0
@@ -258,7 +274,7 @@ class PixelLoss(Term):
         "1 at each pixel of a generated image."
         return self._loss(turn.fake, 1)
 
-# %% ../nbs/03_losses.ipynb #51bb5486
+# %% ../nbs/03_losses.ipynb #9fa255e7
 def class_loss(
     logits:Tensor, # (n,k), or (T*n,k) in T passes one after the other
     y:Tensor, # (n,) long: one class an image; (n,k) floating point, 0 to 1: each finding by itself
@@ -266,11 +282,13 @@ def class_loss(
     "Cross-entropy of the named class, or the mean binary cross-entropy over findings where images show several."
     T, rest = divmod(len(logits), len(y))
     if rest or y.is_floating_point() != (y.dim() == 2) or y.shape[1:] not in ((), logits.shape[1:]):
-        raise ValueError(f'found {tuple(logits.shape)} class logits and labels {tuple(y.shape)} of {y.dtype}, expected ({len(logits)},) whole numbers or {tuple(logits.shape)} in floating point')
+        raise ValueError(
+            f'found {tuple(logits.shape)} class logits and labels {tuple(y.shape)} of {y.dtype}, '
+            f'expected ({len(logits)},) whole numbers or {tuple(logits.shape)} in floating point')
     y = y.repeat(T, *[1]*(y.dim()-1))
     return F.cross_entropy(logits, y) if y.dim() == 1 else _cross_entropy(logits, y).mean()
 
-# %% ../nbs/03_losses.ipynb #0b470c2a
+# %% ../nbs/03_losses.ipynb #506c5167
 @dataclass
 class ClassLoss(Term):
     "The auxiliary classifier's cross-entropy, which both players lower (Odena et al. 2017, eq. 3)."
@@ -281,7 +299,10 @@ class ClassLoss(Term):
 
     def _loss(self, judgement, y):
         classes = _part(judgement, 'classes', self.name)
-        if y is None: raise ValueError("term 'classes' needs labels: found None, expected them for films and for generated images; take labelled data and a conditional generator")
+        if y is None:
+            raise ValueError(
+                "term 'classes' needs labels: found None, expected them for films and for generated images; "
+                'take labelled data and a conditional generator')
         return self.weight*class_loss(classes, y)
     def discriminator(self, turn:Turn)->Tensor:
         "Name the class of films, and the asked-for class of generated images."
@@ -291,7 +312,7 @@ class ClassLoss(Term):
         "Be recognised as the class that was asked for."
         return self._loss(turn.fake, turn.y_fake)
 
-# %% ../nbs/03_losses.ipynb #919b5271
+# %% ../nbs/03_losses.ipynb #1c2582af
 @dataclass
 class R1(Term):
     "Half the weight times the mean squared slope at films (Mescheder et al. 2018, eq. 9)."
@@ -314,7 +335,10 @@ class R2(R1):
         return self.weight/2*slope_penalty(turn.fake.mean_logit, _sloped(turn.x_fake, self.name))
 
 def _sloped(x, name):
-    if not x.requires_grad: raise ValueError(f"term {name!r} needs the slope at its images: found images without gradients, expected `requires_grad`, set before the discriminator judged them")
+    if not x.requires_grad:
+        raise ValueError(
+            f"term {name!r} needs the slope at its images: found images without gradients, "
+            'expected `requires_grad`, set before the discriminator judged them')
     return x
 
 # %% ../nbs/03_losses.ipynb #a81b513d
@@ -340,13 +364,15 @@ class GradientPenalty(Term):
         "The slope between, under the films' labels."
         return self.weight*gradient_penalty(lambda x: turn.ask(x, turn.y).mean_logit, turn.x, turn.x_fake)
 
-# %% ../nbs/03_losses.ipynb #92702f6f
+# %% ../nbs/03_losses.ipynb #a1b579bf
 def kernels(
     net, # module
 )->list:
     "Its trained parameters of more than one dimension: weights of convolutions, dense layers and embeddings, no biases and no batch norm."
     found = [p for p in net.parameters() if p.dim() > 1 and p.requires_grad]
-    if not found: raise ValueError(f'found no trained parameter of more than one dimension in {type(net).__name__}, expected at least one to penalise')
+    if not found:
+        raise ValueError(
+            f'found no trained parameter of more than one dimension in {type(net).__name__}, expected at least one to penalise')
     return found
 
 @dataclass
@@ -434,7 +460,7 @@ class CutMix(Term):
         same = (pixels-torch.lerp(fake, real, mask)).square().mean()
         return self.weight*(F.softplus(mixed.verdict.logit).mean()+pixel_loss(pixels, mask)+self.consistency*same)
 
-# %% ../nbs/03_losses.ipynb #d08d142b
+# %% ../nbs/03_losses.ipynb #b6cf3d43
 TERMS = {t.name: t for t in (PixelLoss, ClassLoss, R1, R2, GradientPenalty, L1, L2, LeCam, CutMix)}
 
 def term(
@@ -444,7 +470,8 @@ def term(
     "Make a term by name. Raises ValueError for a name or an argument that it does not know."
     if isinstance(spec, Term): return spec
     if name not in TERMS: raise ValueError(f"term {name!r} is not known; known: {', '.join(TERMS)}")
-    if isinstance(spec, bool) or not isinstance(spec, (int, float, dict)): raise ValueError(f'term {name!r}: found {spec!r}, expected its weight or a dict of its arguments')
+    if isinstance(spec, bool) or not isinstance(spec, (int, float, dict)):
+        raise ValueError(f'term {name!r}: found {spec!r}, expected its weight or a dict of its arguments')
     spec, known = spec if isinstance(spec, dict) else dict(weight=spec), [f.name for f in fields(TERMS[name])]
     if extra := sorted(set(spec)-set(known)): raise ValueError(f"term {name!r} does not take {', '.join(extra)}; it takes {', '.join(known)}")
     return TERMS[name](**spec)

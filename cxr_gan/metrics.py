@@ -7,12 +7,13 @@ __all__ = ['frechet_distance', 'kernel_distance', 'inception_score', 'precision_
            'network_names', 'network_extractor', 'inception_extractor', 'fit_classifier', 'domain_extractor',
            'make_extractor', 'Score', 'check_comparable', 'table', 'class_labels', 'real_floor', 'evaluate_images']
 
-# %% ../nbs/07_metrics.ipynb #21a87afc
+# %% ../nbs/07_metrics.ipynb #39a51f6c
 import hashlib, io, random
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Optional
+from http.client import HTTPException
 from urllib.request import urlopen
 
 import numpy as np
@@ -27,7 +28,7 @@ from .architectures import SmallCNN
 from .core import pick_device, resize, rng, set_seed, to_float, whole_file
 from .data import ImageSet, resident_loaders
 
-# %% ../nbs/07_metrics.ipynb #8cd45b92
+# %% ../nbs/07_metrics.ipynb #c4e018ad
 def _pair(
     a, # (n,d) features
     b, # (m,d) features of the same extractor
@@ -38,8 +39,11 @@ def _pair(
     for x in (a, b):
         if x.ndim != 2: raise ValueError(f'found features of shape {x.shape}, expected (n,d): one row per image')
         if len(x) < least: raise ValueError(f'found {len(x)} images, expected at least {least}')
-        if not np.isfinite(x.sum()): raise ValueError(f'found NaN or infinity in {(~np.isfinite(x)).any(1).sum()} of {len(x)} rows of features: look at the images they come from')
-    if a.shape[1] != b.shape[1]: raise ValueError(f'found features of {a.shape[1]} and {b.shape[1]} dimensions, expected the same extractor for both sets')
+        if not np.isfinite(x.sum()):
+            raise ValueError(f'found NaN or infinity in {(~np.isfinite(x)).any(1).sum()} of {len(x)} rows of features: '
+                'look at the images they come from')
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f'found features of {a.shape[1]} and {b.shape[1]} dimensions, expected the same extractor for both sets')
     return a, b
 
 # %% ../nbs/07_metrics.ipynb #89c5ac40
@@ -111,20 +115,21 @@ def kernel_distance(
     mmd = within/(m*(m-1)) - 2*_subset_sums(a, b, s, t)/m**2
     return float(mmd.mean()), float(mmd.std())
 
-# %% ../nbs/07_metrics.ipynb #5d2737c3
+# %% ../nbs/07_metrics.ipynb #33f08e44
 def inception_score(
     probs:Tensor, # (n,k), rows sum to one
     splits:int=1, # parts, each with a score of its own
 )->tuple: # mean and population standard deviation over the parts
     "exp E KL(p(y|x) || p(y)) (Salimans et al. 2016). Raises ValueError on rows that are not probabilities."
     p = torch.as_tensor(probs).detach().cpu().double()
-    if p.dim() != 2 or not 1 <= splits <= len(p): raise ValueError(f'found shape {tuple(p.shape)} and {splits} splits, expected (n,k) and 1 to n splits')
+    if p.dim() != 2 or not 1 <= splits <= len(p):
+        raise ValueError(f'found shape {tuple(p.shape)} and {splits} splits, expected (n,k) and 1 to n splits')
     if (p < 0).any() or ((p.sum(1)-1).abs() > 1e-3).any(): raise ValueError('found rows that are not probabilities: apply softmax to logits first')
     n, kl = len(p), lambda q: (torch.xlogy(q, q)-torch.xlogy(q, q.mean(0))).sum(1).mean()
     scores = torch.stack([kl(p[i*n//splits:(i+1)*n//splits]).exp() for i in range(splits)])
     return float(scores.mean()), float(scores.std(correction=0))
 
-# %% ../nbs/07_metrics.ipynb #5496f2be
+# %% ../nbs/07_metrics.ipynb #5ae32681
 def _radii(x, k, chunk): return torch.cat([torch.cdist(p, x).kthvalue(k+1, 1).values for p in x.split(chunk)])
 
 def _covered(points, centres, radii, chunk):
@@ -134,7 +139,8 @@ def _covered(points, centres, radii, chunk):
 def _manifolds(real, fake, k=3, chunk=1024):
     "Which fakes lie among the real (m,), and which real among the fakes (n,), bool."
     real, fake = map(torch.from_numpy, _pair(real, fake))
-    if not 1 <= k < min(len(real), len(fake)): raise ValueError(f'k {k}: expected 1 to {min(len(real), len(fake))-1}, less than the images in the smaller set')
+    if not 1 <= k < min(len(real), len(fake)):
+        raise ValueError(f'k {k}: expected 1 to {min(len(real), len(fake))-1}, less than the images in the smaller set')
     return _covered(fake, real, _radii(real, k, chunk), chunk), _covered(real, fake, _radii(fake, k, chunk), chunk)
 
 def precision_recall(
@@ -146,7 +152,7 @@ def precision_recall(
     "Share of fakes among the real, and of the real among the fakes (Kynkäänniemi et al. 2019). Raises ValueError unless k < n and k < m."
     return tuple(float(inside.double().mean()) for inside in _manifolds(real, fake, k, chunk))
 
-# %% ../nbs/07_metrics.ipynb #981f1381
+# %% ../nbs/07_metrics.ipynb #024b92e9
 class Extractor:
     "Images to features: uint8 (n,c,h,w), c 1 or 3, to float32 (n,d) on the CPU, in batches, without gradients."
     def __init__(self,
@@ -172,8 +178,10 @@ class Extractor:
         return out
     def once(self, x:Tensor)->Tensor:
         "The same, remembered by content: a reference is looked at once, however many generators are compared with it."
-        sha = hashlib.sha256(repr((self.name, self.weights, self.resize, tuple(x.shape))).encode()); sha.update(x.cpu().contiguous().numpy())
-        if (key := sha.hexdigest()) not in self.seen: self.seen[key] = self(x) if self.cache is None else _kept(Path(self.cache)/f'{key}.safetensors', self, x)
+        sha = hashlib.sha256(repr((self.name, self.weights, self.resize, tuple(x.shape))).encode())
+        sha.update(x.cpu().contiguous().numpy())
+        if (key := sha.hexdigest()) not in self.seen:
+            self.seen[key] = self(x) if self.cache is None else _kept(Path(self.cache)/f'{key}.safetensors', self, x)
         self.d = self.seen[key].shape[1]
         return self.seen[key].clone()
     def probs(self, features:Tensor)->Tensor:
@@ -181,13 +189,14 @@ class Extractor:
         if self.head is None: raise ValueError(f'extractor {self.name} has no classes: an Inception score needs a classifier')
         with torch.no_grad(): return self.head(features.to(self.device)).float().softmax(1).cpu()
 
-# %% ../nbs/07_metrics.ipynb #a6a0b664
+# %% ../nbs/07_metrics.ipynb #623c3165
 def _digest(
     tensors:dict, # names and tensors
 )->str: # 64 hexadecimal digits
     "SHA-256 over names, types, shapes and values."
     sha = hashlib.sha256()
-    for k, v in tensors.items(): sha.update(repr((k, v.dtype, tuple(v.shape))).encode()); sha.update(v.cpu().contiguous().numpy())
+    for k, v in tensors.items():
+        sha.update(repr((k, v.dtype, tuple(v.shape))).encode()); sha.update(v.cpu().contiguous().numpy())
     return sha.hexdigest()
 
 def _kept(
@@ -216,7 +225,7 @@ def pixels_extractor(
     encode = lambda x: to_float(resize(x, size), (0, 1)).flatten(1)
     return Extractor('pixels', encode, f'{size} bilinear antialias', size, device=device, bs=256)
 
-# %% ../nbs/07_metrics.ipynb #529171ce
+# %% ../nbs/07_metrics.ipynb #5ec5bca0
 def _read_weights(
     path, # .pth/.pt of tensors, or .safetensors
 )->tuple: # state dict, first 8 digits of the file's SHA-256
@@ -227,12 +236,14 @@ def _read_weights(
     try:
         from safetensors.torch import load
         state = load(data) if path.suffix == '.safetensors' else torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
-    except Exception as e: raise ValueError(f'{path.name} is not a file of tensors ({str(e).splitlines()[0][:100]}): expected a state dict saved by torch.save or safetensors') from e
+    except Exception as e:
+        raise ValueError(f'{path.name} is not a file of tensors ({str(e).splitlines()[0][:100]}): '
+            'expected a state dict saved by torch.save or safetensors') from e
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f'{path.name} holds {type(state).__name__}, expected a state dict: names and tensors, nothing else')
     return state, hashlib.sha256(data).hexdigest()[:8]
 
-# %% ../nbs/07_metrics.ipynb #b976f16e
+# %% ../nbs/07_metrics.ipynb #5eb389d1
 def _fetch(
     url:str, # ends in NAME-HASH.pth
     name:str, # the extractor that needs it
@@ -242,27 +253,31 @@ def _fetch(
     if path.is_file(): return path
     try:
         with urlopen(url, timeout=20) as r: data = r.read()
-    except OSError as e:
+    except (OSError, HTTPException) as e: # the second when it breaks off
         raise FileNotFoundError(f"extractor {name!r} needs the file {path.name} and {url} cannot be reached ({getattr(e, 'reason', e)}). "
             f'Give the file as weights=FILE (command line: --weights FILE), or put it into {path.parent}') from e
-    if not hashlib.sha256(data).hexdigest().startswith(want := path.stem.rsplit('-', 1)[1]): raise ValueError(f'{url} is damaged: its SHA-256 does not begin with {want}; try again')
+    if not hashlib.sha256(data).hexdigest().startswith(want := path.stem.rsplit('-', 1)[1]):
+        raise ValueError(f'{url} is damaged: its SHA-256 does not begin with {want}; try again')
     with whole_file(path) as tmp: tmp.write_bytes(data)
     return path
 
-# %% ../nbs/07_metrics.ipynb #db05c813
+# %% ../nbs/07_metrics.ipynb #2d0692d4
 _MEAN, _STD = (.485, .456, .406), (.229, .224, .225)
 
 def _build(name, device=None):
     "A torchvision classifier without weights; the caller's random stream is not moved."
     import torchvision
     extra = dict(init_weights=False) if name in ('googlenet', 'inception_v3') else {}
-    with torch.random.fork_rng(devices=[]), torch.device(device) if device else nullcontext(): return torchvision.models.get_model(name, weights=None, **extra)
+    with torch.random.fork_rng(devices=[]), torch.device(device) if device else nullcontext():
+        return torchvision.models.get_model(name, weights=None, **extra)
 
+# %% ../nbs/07_metrics.ipynb #689caaaa
 def network_names()->list:
     "Every torchvision classifier by name."
     import torchvision
     return torchvision.models.list_models(torchvision.models)
 
+# %% ../nbs/07_metrics.ipynb #ab95568d
 def _seems(
     state:dict, # names and tensors
 )->list: # names of torchvision networks
@@ -274,6 +289,7 @@ def _seems(
         if {k: tuple(v.shape) for k, v in net.state_dict().items()} == shapes: found.append(name)
     return found
 
+# %% ../nbs/07_metrics.ipynb #a2ea740c
 def _pooled(
     net:nn.Module, # a torchvision classifier
 ): # images -> (n,d)
@@ -308,7 +324,7 @@ def network_extractor(
     how = f"{size} bilinear antialias{f', rotated {rotate}' if rotate else ''}{'' if own == (_MEAN, _STD) else f', mean {own[0]}, std {own[1]}'}"
     return Extractor(name, encode, how, size, sha, device=device, bs=bs)
 
-# %% ../nbs/07_metrics.ipynb #2370f83b
+# %% ../nbs/07_metrics.ipynb #ae705f2a
 def _url(name):
     import torchvision
     return torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
@@ -323,13 +339,15 @@ def _fill(
     if have != want:
         wrong = [k for k in have.keys()&want.keys() if have[k] != want[k]]
         seems = _seems(state)
-        raise ValueError(f"the weight file does not fit {name}: {len(want.keys()-have.keys())} keys missing, {len(have.keys()-want.keys())} unknown, {len(wrong)} of another shape; "
+        raise ValueError(f"the weight file does not fit {name}: {len(want.keys()-have.keys())} keys missing, "
+            f"{len(have.keys()-want.keys())} unknown, {len(wrong)} of another shape; "
             f"{'it seems to be for '+' or '.join(seems) if seems else 'it fits no torchvision network'}")
     net.load_state_dict(state)
-    if hasattr(net, 'transform_input'): net.transform_input = True # GoogLeNet and Inception v3 undo ImageNet's scaling inside, with torchvision's weights
+    # GoogLeNet and Inception v3 undo ImageNet's scaling inside, with torchvision's weights
+    if hasattr(net, 'transform_input'): net.transform_input = True
     return net
 
-# %% ../nbs/07_metrics.ipynb #99d97d70
+# %% ../nbs/07_metrics.ipynb #16246b18
 def inception_extractor(
     weights=None, # weights-inception-2015-12-05-6726825d.pth; None downloads it
     layer:str='2048', # or '64', '192', '768': features of an earlier layer
@@ -342,9 +360,11 @@ def inception_extractor(
     state, sha = _read_weights(weights if weights is not None else _fetch(URL_INCEPTION_V3, 'inception'))
     torch.save(state, safe := io.BytesIO()); safe.seek(0)
     try:
-        with torch.random.fork_rng(devices=[]): net = FeatureExtractorInceptionV3('inception-v3-compat', [layer], feature_extractor_weights_path=safe)
+        with torch.random.fork_rng(devices=[]):
+            net = FeatureExtractorInceptionV3('inception-v3-compat', [layer], feature_extractor_weights_path=safe)
     except RuntimeError as e:
-        raise ValueError(f"the weight file does not fit torch-fidelity's Inception ({str(e).splitlines()[0]}): expected weights-inception-2015-12-05-6726825d.pth") from e
+        raise ValueError(f"the weight file does not fit torch-fidelity's Inception ({str(e).splitlines()[0]}): "
+            'expected weights-inception-2015-12-05-6726825d.pth') from e
     device = pick_device(device); net = net.to(device, memory_format=torch.channels_last)
     encode = lambda x: net(x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last))[0]
     head = (lambda f: f@net.fc.weight.T) if layer == '2048' else None
@@ -384,7 +404,7 @@ def fit_classifier(
             learn.fit_one_cycle(epochs, lr) if one_cycle else learn.fit(epochs, lr)
     return learn
 
-# %% ../nbs/07_metrics.ipynb #0f4e6aae
+# %% ../nbs/07_metrics.ipynb #7d3d2dc4
 def domain_extractor(
     train:ImageSet, # real training split, at least two classes
     epochs:int=10, # passes over it
@@ -398,14 +418,16 @@ def domain_extractor(
     if sum(n > 0 for n in train.counts().values()) < 2:
         raise ValueError(f'found films of {train.counts()}, expected at least two classes: a `domain` network learns by telling them apart')
     device, size = pick_device(device), min(size, train.size)
-    with _own_seed(seed): net, dls = SmallCNN(train.n_classes, train.channels, width=width), resident_loaders(train.resized(size), bs=32, device=device, seed=seed)
+    with _own_seed(seed):
+        net, dls = (SmallCNN(train.n_classes, train.channels, width=width),
+            resident_loaders(train.resized(size), bs=32, device=device, seed=seed))
     fit_classifier(net, dls, epochs, 1e-2, seed, progress=progress)
     net.requires_grad_(False)
     encode = lambda x: net.features(to_float(resize(x, size)))
     how = f'{size} bilinear antialias; SmallCNN width {width}, {epochs} epochs on {len(train)} films, seed {seed}'
     return Extractor('domain', encode, how, size, _digest(net.state_dict())[:8], net.head, device, bs=256)
 
-# %% ../nbs/07_metrics.ipynb #e7e12d2c
+# %% ../nbs/07_metrics.ipynb #01fc289b
 def make_extractor(
     name:str, # 'pixels', 'domain', 'inception', one of its earlier layers ('inception-64', 'inception-192', 'inception-768'), or a torchvision network
     weights=None, # weight file, for Inception and the networks
@@ -421,7 +443,9 @@ def make_extractor(
     elif name == 'domain': e = domain_extractor(train, seed=seed, device=device)
     elif kind == 'inception': e = inception_extractor(weights, layer or '2048', device)
     elif name in network_names(): e = network_extractor(name, weights, device)
-    else: raise ValueError(f"extractor {name!r} is not known: expected 'pixels', 'domain', 'inception' (or 'inception-64', -192, -768) or a torchvision network such as 'squeezenet1_0' or 'resnet18'")
+    else:
+        raise ValueError(f"extractor {name!r} is not known: expected 'pixels', 'domain', 'inception' (or 'inception-64', -192, -768) "
+            "or a torchvision network such as 'squeezenet1_0' or 'resnet18'")
     e.cache = cache
     return e
 
@@ -449,7 +473,7 @@ class Score:
 
 _CONTEXT = ('extractor', 'd', 'weights', 'resize', 'n_real', 'n_fake', 'size', 'reference')
 
-# %% ../nbs/07_metrics.ipynb #1728a12c
+# %% ../nbs/07_metrics.ipynb #2a1b2171
 def check_comparable(
     *scores, # of one metric
 ):
@@ -464,10 +488,12 @@ def table(
     "Scores as aligned text, with a line for each setting they were measured in."
     num = lambda v: '' if v is None else f'{v:.4g}' if abs(v) < 1e3 else f'{v:.0f}'
     err = lambda s: f'± {num(s.std)}' if s.std is not None else f'(± {num(s.subset_std)} over subsets)' if s.subset_std is not None else ''
-    setting = lambda s: (f"{s.extractor}, {s.d}-d{s.weights and f', weights {s.weights}'}; input {s.resize}; {s.n_real} real ({s.reference}, {s.real_size} px) "
+    setting = lambda s: (f"{s.extractor}, {s.d}-d{s.weights and f', weights {s.weights}'}; input {s.resize}; "
+        f"{s.n_real} real ({s.reference}, {s.real_size} px) "
         f"against {s.n_fake} {f'generated x {s.sets}' if s.sets else 'other real'}, at {s.size} px, seed {s.seed}")
     lines = [('metric', 'value', '', 'floor')]
-    for c in dict.fromkeys(map(setting, scores)): lines += [*((s.metric, num(s.value), err(s), num(s.floor)) for s in scores if setting(s) == c), c]
+    for c in dict.fromkeys(map(setting, scores)):
+        lines += [*((s.metric, num(s.value), err(s), num(s.floor)) for s in scores if setting(s) == c), c]
     wide = [max(len(l[i]) for l in lines if isinstance(l, tuple)) for i in range(4)]
     row = lambda l: '  '.join(f'{v:<{w}}' if i in (0, 2) else f'{v:>{w}}' for i, (v, w) in enumerate(zip(l, wide))).rstrip()
     return '\n'.join(row(l) if isinstance(l, tuple) else l for l in lines)
@@ -492,7 +518,7 @@ def _labels_like(
     if reference.several: return reference.labels[torch.randperm(len(reference), generator=rng(seed))[torch.arange(n) % len(reference)]]
     return class_labels(list(reference.counts().values()), n)
 
-# %% ../nbs/07_metrics.ipynb #69f93b27
+# %% ../nbs/07_metrics.ipynb #df335651
 def _floor_films(
     reference:ImageSet, # what the fakes are compared with
     train:ImageSet, # other real films
@@ -500,19 +526,24 @@ def _floor_films(
     seed:int, # of the drawing
 )->Tensor: # uint8 (n,c,h,w)
     "n films of `train` in the reference's class proportions. Raises ValueError when there are too few."
-    if list(train.classes) != list(reference.classes): raise ValueError(f'found classes {list(train.classes)} in train, expected those of the reference, {list(reference.classes)}')
+    if list(train.classes) != list(reference.classes):
+        raise ValueError(f'found classes {list(train.classes)} in train, expected those of the reference, {list(reference.classes)}')
     if torch.equal(train.images, reference.images): raise ValueError('train and reference are the same films: the floor would be zero')
     if reference.several:
-        if len(train) < n: raise ValueError(f'the floor needs {n} films from train, found {len(train)}: ask for fewer generated films (n=) or leave train out')
+        if len(train) < n:
+            raise ValueError(f'the floor needs {n} films from train, found {len(train)}: '
+                'ask for fewer generated films (n=) or leave train out')
         return train.images[torch.randperm(len(train), generator=rng(seed))[:n]]
     idx, want = [], _labels_like(reference, n, seed).bincount(minlength=reference.n_classes)
     for c, k in enumerate(want.tolist()):
         have = (train.labels == c).nonzero()[:, 0]
         if len(have) < k:
-            raise ValueError(f'the floor needs {k} films of {reference.classes[c]} from train, found {len(have)}: ask for fewer generated films (n=) or leave train out')
+            raise ValueError(f'the floor needs {k} films of {reference.classes[c]} from train, found {len(have)}: '
+                'ask for fewer generated films (n=) or leave train out')
         idx.append(have[torch.randperm(len(have), generator=rng(seed+c))[:k]])
     return train.images[torch.cat(idx)]
 
+# %% ../nbs/07_metrics.ipynb #f35ed855
 def _values(
     extractor, # that the features come from
     real:Tensor, # (n,d)
@@ -521,11 +552,12 @@ def _values(
     "All metrics of one pair of feature tables."
     tag = '' if extractor.name == 'inception' else f'-{extractor.name}'
     kid, p_r = kernel_distance(real, fake), precision_recall(real, fake)
-    out = {f"{'FD' if tag else 'FID'}{tag}": (frechet_distance(real, fake), None), f'KID{tag}': kid, 'precision': (p_r[0], None), 'recall': (p_r[1], None)}
+    out = {f"{'FD' if tag else 'FID'}{tag}": (frechet_distance(real, fake), None), f'KID{tag}': kid,
+        'precision': (p_r[0], None), 'recall': (p_r[1], None)}
     if getattr(extractor, 'head', None) is not None: out['inception score'] = inception_score(extractor.probs(fake))[0], None
     return out
 
-# %% ../nbs/07_metrics.ipynb #25979355
+# %% ../nbs/07_metrics.ipynb #2e73b7ed
 def _fake_sets(
     make, # callable or fixed images
     reference:ImageSet, # gives the class proportions
@@ -539,14 +571,19 @@ def _fake_sets(
         if not 0 < n <= len(make): raise ValueError(f'asked for {n} generated images, found {len(make)}')
         yield make if n == len(make) else make[torch.randperm(len(make), generator=rng(seed))[:n]]
     else:
-        labels = _labels_like(reference, n or len(reference), seed)
+        n = len(reference) if n is None else n
+        if n < 1 or latent_sets < 1:
+            raise ValueError(f'found n={n} and latent_sets={latent_sets}, expected at least one set of at least one image')
+        labels, first = _labels_like(reference, n, seed), None
         for i in range(latent_sets):
-            x = make(len(labels), labels, seed+i)
+            x = make(n, labels, seed+i)
             x = x[0] if isinstance(x, tuple) else x
-            if len(x) != len(labels): raise ValueError(f'asked the generator for {len(labels)} images, found {len(x)}')
+            if len(x) != n: raise ValueError(f'asked the generator for {n} images, found {len(x)}')
+            if x.shape != (first := first or x.shape):
+                raise ValueError(f'found a set of shape {tuple(x.shape)} after one of {tuple(first)}, expected sets alike')
             yield x
 
-# %% ../nbs/07_metrics.ipynb #7bce08f0
+# %% ../nbs/07_metrics.ipynb #8a1c4c56
 def real_floor(
     reference:ImageSet, # e.g. the test split
     train:ImageSet, # other real films, e.g. the training split
@@ -561,6 +598,7 @@ def real_floor(
     v = _values(extractor, real := look(resize(reference.images, size)), look(films))
     return [replace(s, sets=0) for s in _scores([v], None, extractor, real.shape, n, size, reference, seed)]
 
+# %% ../nbs/07_metrics.ipynb #3ea6c543
 def _scores(
     sets:list, # one dict of `_values` for each latent set
     floor:Optional[dict], # metric -> value
@@ -572,11 +610,12 @@ def _scores(
     split = '+'.join(sorted(set(reference.splits)-{''})) or 'reference'
     mean = lambda v: None if v[0] is None else float(np.mean(v))
     std = lambda v: float(np.std(v)) if len(v) > 1 else None
-    setting = (extractor.name, real_shape[1], getattr(extractor, 'weights', ''), getattr(extractor, 'resize', ''), real_shape[0], n_fake, size, reference.size, split, len(sets), seed)
+    setting = (extractor.name, real_shape[1], getattr(extractor, 'weights', ''), getattr(extractor, 'resize', ''),
+        real_shape[0], n_fake, size, reference.size, split, len(sets), seed)
     columns = {m: list(zip(*(s[m] for s in sets))) for m in sets[0]} # values, spreads over subsets
     return [Score(m, mean(v), std(v), floor[m] if floor else None, mean(sub), *setting) for m, (v, sub) in columns.items()]
 
-# %% ../nbs/07_metrics.ipynb #0887b6c2
+# %% ../nbs/07_metrics.ipynb #0f5d3c76
 def evaluate_images(
     make, # (n, labels, seed) -> uint8 (n,c,s,s), asked once per latent set; or uint8 (n,c,s,s), one fixed set
     reference:ImageSet, # real films to compare with, e.g. the test split
@@ -590,7 +629,9 @@ def evaluate_images(
     sets, real, look = [], None, getattr(extractor, 'once', extractor)
     for fake in _fake_sets(make, reference, n, latent_sets, seed):
         if real is None:
-            if fake.shape[1] != reference.channels: raise ValueError(f'found {fake.shape[1]} channels in the generated images and {reference.channels} in the reference, expected the same')
+            if fake.shape[1] != reference.channels:
+                raise ValueError(f'found {fake.shape[1]} channels in the generated images and {reference.channels} in the reference, '
+                    'expected the same')
             size, n_fake, real = fake.shape[-1], len(fake), look(resize(reference.images, fake.shape[-1]))
         sets.append(_values(extractor, real, extractor(fake)))
     films = None if train is None else resize(_floor_films(reference, train, n_fake, seed), size)

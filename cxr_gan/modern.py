@@ -71,7 +71,7 @@ def same_class_next(
     place = first+(torch.arange(len(y), device=y.device)-first+1) % many
     return torch.empty_like(at).scatter_(0, at, at[place])
 
-# %% ../nbs/04b_modern.ipynb #0b4967db
+# %% ../nbs/04b_modern.ipynb #6e7e138d
 class PackedDiscriminator(LeanDiscriminator):
     "The lean discriminator, given several films of one class at once (Lin et al. 2018, PacGAN)."
     def __init__(self,
@@ -89,7 +89,8 @@ class PackedDiscriminator(LeanDiscriminator):
     def load_state_dict(self, state, *args, **kw):
         "Weights of a `LeanDiscriminator` are taken too: further films count for nothing at first."
         first = state.get('body.0.weight')
-        if first is not None and first.shape[1] == self.channels: state = {**state, 'body.0.weight': F.pad(first, (0, 0, 0, 0, 0, self.channels*(self.pack-1)))}
+        if first is not None and first.shape[1] == self.channels:
+            state = {**state, 'body.0.weight': F.pad(first, (0, 0, 0, 0, 0, self.channels*(self.pack-1)))}
         return super().load_state_dict(state, *args, **kw)
     def features(self, x:Tensor, y:Tensor=None)->Tensor:
         "(n,channels,size,size), and labels if it is conditional -> what the head sees, (n,d). Films with weights of classes, or without labels, are packed as they come."
@@ -112,7 +113,7 @@ class SkipExcitation(nn.Module):
         "The fine map, each channel times a number between 0 and 2, near 1 at the start."
         return x*2*self.gate(coarse).sigmoid()
 
-# %% ../nbs/04b_modern.ipynb #a7f10939
+# %% ../nbs/04b_modern.ipynb #6d5b33dd
 class ModernGenerator(Network):
     "Residual generator: linear stem to 4 pixels, then repeat pixels, 1x1 convolution, residual block; tanh."
     def __init__(self,
@@ -127,11 +128,17 @@ class ModernGenerator(Network):
         attention:int=0, # side at which to look across, 0 for none
         excitation:bool=False, # gate the last two sides by the first two
     ):
-        super().__init__(size=size, channels=channels, n_classes=n_classes, width=width, widest=widest, nz=nz, n_embed=n_embed, norm=norm, attention=attention, excitation=excitation)
+        super().__init__(
+            size=size, channels=channels, n_classes=n_classes, width=width, widest=widest, nz=nz, n_embed=n_embed,
+            norm=norm, attention=attention, excitation=excitation)
         nfs = lean_widths(size, max(1, 2*width//3), widest)
         self.embed = nn.Embedding(n_classes, n_embed) if n_classes else None
         self.stem = nn.Sequential(nn.Linear(nz+n_embed*bool(n_classes), nfs[0]*16), nn.Unflatten(1, (nfs[0], 4, 4)))
-        self.stages = nn.ModuleList([nn.Sequential(*([] if i == 0 else _doubling(nfs[i-1], nf, norm)), ResBlock(nf), *([SelfAttention(nf)] if attention == 4*2**i else [])) for i, nf in enumerate(nfs)])
+        self.stages = nn.ModuleList([
+            nn.Sequential(
+                *([] if i == 0 else _doubling(nfs[i-1], nf, norm)), ResBlock(nf),
+                *([SelfAttention(nf)] if attention == 4*2**i else []))
+            for i, nf in enumerate(nfs)])
         self.gates = nn.ModuleDict({str(len(nfs)-2+k): SkipExcitation(nfs[k], nfs[len(nfs)-2+k]) for k in range(2)} if excitation else {})
         self.out = nn.Sequential(lrelu(), nn.Conv2d(nfs[-1], channels, 3, padding=1), nn.Tanh())
     def forward(self, z:Tensor, y:Tensor=None)->Tensor:
@@ -143,9 +150,11 @@ class ModernGenerator(Network):
             if str(i) in self.gates: x = self.gates[str(i)](x, seen[i-len(self.stages)+2])
         with torch.autocast(x.device.type, enabled=False): return self.out(x.to(self.out[1].weight.dtype))
 
-def _doubling(ni, no, norm): return [nn.Conv2d(ni, no, 1, bias=False), *([nn.BatchNorm2d(no)] if norm else []), nn.Upsample(scale_factor=2)]
+# %% ../nbs/04b_modern.ipynb #2d0edbe1
+def _doubling(ni, no, norm): return [
+    nn.Conv2d(ni, no, 1, bias=False), *([nn.BatchNorm2d(no)] if norm else []), nn.Upsample(scale_factor=2)]
 
-# %% ../nbs/04b_modern.ipynb #3c71913e
+# %% ../nbs/04b_modern.ipynb #91b1df3d
 class ModernDiscriminator(Network):
     "Residual discriminator without normalisation, down to 4 pixels; flat projection head, optionally one that names the class."
     def __init__(self,
@@ -159,10 +168,15 @@ class ModernDiscriminator(Network):
         deviation:int=0, # films in a group of the minibatch deviation, 0 for none
         classes:bool=False, # a second head that names the class
     ):
-        super().__init__(size=size, channels=channels, n_classes=n_classes, width=width, widest=widest, p=p, attention=attention, deviation=deviation, classes=classes)
-        if classes and not n_classes: raise ValueError('found classes=True and n_classes=0, expected classes to name: give n_classes or leave classes out')
+        super().__init__(
+            size=size, channels=channels, n_classes=n_classes, width=width, widest=widest, p=p,
+            attention=attention, deviation=deviation, classes=classes)
+        if classes and not n_classes:
+            raise ValueError('found classes=True and n_classes=0, expected classes to name: give n_classes or leave classes out')
         nfs = lean_widths(size, width, widest)[-2::-1]
-        stages = [nn.Sequential(nn.Conv2d(channels, nfs[0], 4, 2, 1)), *[nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(ni, no, 1, bias=False)) for ni, no in zip(nfs, nfs[1:])]]
+        stages = [
+            nn.Sequential(nn.Conv2d(channels, nfs[0], 4, 2, 1)),
+            *[nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(ni, no, 1, bias=False)) for ni, no in zip(nfs, nfs[1:])]]
         for i, (s, nf) in enumerate(zip(stages, nfs)):
             s.append(ResBlock(nf))
             if attention and size//2**(i+1) == attention: s.append(SelfAttention(nf))

@@ -129,7 +129,7 @@ def window(
     "The sigmoid grey-scale transform of DICOM PS3.3 C.11.2.1.3.1."
     return torch.sigmoid((x-centre)*(4/width))
 
-# %% ../nbs/01_phantom.ipynb #7189168c
+# %% ../nbs/01_phantom.ipynb #f6b44a3e
 def _blur(x, sigma, most):
     "Separable Gaussian, `sigma` (n,1,1) in pixels and nowhere above `most`."
     k = max(1, math.ceil(2.5*most))
@@ -138,7 +138,8 @@ def _blur(x, sigma, most):
     for dim in (1, 2):
         y = x*w[:,0,None,None]
         pad = F.pad(x, (k, k, 0, 0) if dim == 2 else (0, 0, k, k), mode='replicate')
-        for i in range(1, k+1): y += (pad.narrow(dim, k-i, x.shape[dim])+pad.narrow(dim, k+i, x.shape[dim]))*w[:,i,None,None]
+        for i in range(1, k+1):
+            y += (pad.narrow(dim, k-i, x.shape[dim])+pad.narrow(dim, k+i, x.shape[dim]))*w[:,i,None,None]
         x = y
     return x
 
@@ -207,7 +208,7 @@ def _shoulder_bones(p, u, b=40):
     x, y = 1.6+12.6*t, -8.3-lift*t-.6*torch.sin(2*math.pi*t)
     return torch.cat([torch.stack(torch.broadcast_tensors(s*x+p.shift*.5, y, 0*t), -1) for s in (-1, 1)], 1)
 
-# %% ../nbs/01_phantom.ipynb #e49dff7c
+# %% ../nbs/01_phantom.ipynb #d310040e
 def _windpipe(p, b=40):
     "Windpipe and the two main bronchi."
     t = torch.linspace(0, 1, b)
@@ -223,8 +224,11 @@ def _vertebrae(p, u):
     at = lambda dx, dy: torch.stack([x+dx, y+dy], -1)
     pts = torch.cat([at(0, 0), at(-1.15, -.1), at(1.15, -.1), at(0, .5)], 1)
     one = torch.ones_like(y)
-    semi = torch.cat([torch.stack([a*one, c*one, d*one], -1) for a, c, d in [(1.9, 1.35, 1.2), (.4, .5, .55), (.4, .5, .55), (.3, .75, .7)]], 1)
-    head = torch.tensor([[-1., -9.2], [1, -9.2]]).expand(len(y), 2, 2)*torch.stack([p.arms[:,:,0]*.25+11.2, torch.ones_like(p.arms[:,:,0])], -1)
+    semi = torch.cat([
+        torch.stack([a*one, c*one, d*one], -1)
+        for a, c, d in [(1.9, 1.35, 1.2), (.4, .5, .55), (.4, .5, .55), (.3, .75, .7)]], 1)
+    head = torch.tensor([[-1., -9.2], [1, -9.2]]).expand(len(y), 2, 2)*torch.stack(
+        [p.arms[:,:,0]*.25+11.2, torch.ones_like(p.arms[:,:,0])], -1)
     return torch.cat([pts, head], 1), torch.cat([semi, torch.tensor([2.1, 2.2, 1.8]).expand(len(y), 2, 3)], 1)
 
 # %% ../nbs/01_phantom.ipynb #3e703167
@@ -299,10 +303,11 @@ def _haze(u, p):
     pts = torch.stack([side*u(3.5, 6.5, 4), u(-4, 3.5, 4)], -1)
     return pts, torch.stack([u(2., 3.5, 4), u(2.5, 5., 4), u(2., 3.5, 4)], -1), u(-.5, .5, 4)
 
-# %% ../nbs/01_phantom.ipynb #701e4655
+# %% ../nbs/01_phantom.ipynb #cb74fea2
 def _disease(u, p, view, label, size):
     "Attenuation that the disease adds, (n,size,size)."
-    (glass, g_semi, g_turn), (lines, l_rad), (haze, h_semi, h_turn), gain = _opacities(u, p), _streaks(u, p), _haze(u, p), u(1.25, 1.9).float()
+    (glass, g_semi, g_turn), (lines, l_rad), (haze, h_semi, h_turn), gain = (
+        _opacities(u, p), _streaks(u, p), _haze(u, p), u(1.25, 1.9).float())
     out = torch.zeros(u.n, size, size)
     for c in (1, 2):
         k = (label == c).nonzero()[:,0]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['launched', 'join', 'one_first', 'leave', 'local_device', 'Together', 'step_seconds']
 
-# %% ../nbs/06b_processes.ipynb #3e2a0367
+# %% ../nbs/06b_processes.ipynb #da7a0463
 import os
 from contextlib import contextmanager, suppress
 
@@ -16,9 +16,10 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 
 from .training import Budget, GANLearner, processes
-with suppress(ImportError, NameError): import fastai.distributed # gives `Learner` its `distrib_ctx`; without accelerate it fails by NameError
+# gives `Learner` its `distrib_ctx`; without accelerate it fails by NameError
+with suppress(ImportError, NameError): import fastai.distributed
 
-# %% ../nbs/06b_processes.ipynb #0d628a09
+# %% ../nbs/06b_processes.ipynb #002e7bde
 def launched()->int:
     "How many processes the launcher started, from the environment."
     return int(os.environ.get('WORLD_SIZE', 1))
@@ -27,10 +28,13 @@ def join(
     device='cpu', # where this process trains: a GPU talks through NCCL, a processor through Gloo
 )->tuple: # (rank, world)
     "Meet the other processes that the launcher started, once. Raises ModuleNotFoundError where fastai cannot train in several."
-    if launched() > 1 and not hasattr(Learner, 'distrib_ctx'): raise ModuleNotFoundError("training in several processes needs one more package: pip install 'cxr_gan[distributed]'")
-    if launched() > 1 and not dist.is_initialized(): dist.init_process_group('nccl' if torch.device(device).type == 'cuda' else 'gloo')
+    if launched() > 1 and not hasattr(Learner, 'distrib_ctx'):
+        raise ModuleNotFoundError("training in several processes needs one more package: pip install 'cxr_gan[distributed]'")
+    if launched() > 1 and not dist.is_initialized():
+        dist.init_process_group('nccl' if torch.device(device).type == 'cuda' else 'gloo')
     return processes()
 
+# %% ../nbs/06b_processes.ipynb #2b7250ab
 @contextmanager
 def one_first():
     "The first process goes through the block before the others: what it reads and caches they find ready."
@@ -40,6 +44,7 @@ def one_first():
     finally:
         if world > 1 and not rank: dist.barrier()
 
+# %% ../nbs/06b_processes.ipynb #565dfed0
 def leave():
     "Part from the others at the end of a program."
     if dist.is_initialized(): dist.destroy_process_group()
@@ -49,9 +54,10 @@ def local_device(
 )->torch.device:
     "This process's own device: of several GPUs the one with its local rank."
     device = torch.device(device)
-    return torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0))) if device.type == 'cuda' and device.index is None and launched() > 1 else device
+    return (torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0)))
+        if device.type == 'cuda' and device.index is None and launched() > 1 else device)
 
-# %% ../nbs/06b_processes.ipynb #25c574ac
+# %% ../nbs/06b_processes.ipynb #cf65b583
 class Together(Callback):
     "Make the same step in all processes: shared films, different noise, mean gradients, one decision when to stop."
     order = 75 # after `Budget`, before `Checkpoint`
@@ -61,12 +67,15 @@ class Together(Callback):
     def before_fit(self):
         rank, self.world = processes()
         for t in self.model.state_dict().values(): dist.broadcast(t, 0)
-        if self.learn.steps == 0 and rank: torch.manual_seed((torch.initial_seed()+1_000_003*rank) % 2**63) # a resumed run brings its own streams
+        # a resumed run brings its own streams
+        if self.learn.steps == 0 and rank: torch.manual_seed((torch.initial_seed()+1_000_003*rank) % 2**63)
     def after_backward(self):
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         flat = self._mean(torch.cat([g.flatten() for g in grads]))
         for g, mean in zip(grads, flat.split([g.numel() for g in grads])): g.copy_(mean.view_as(g))
-    def _mean(self, t): dist.all_reduce(t); return t.div_(self.world)
+    def _mean(self, t):
+        dist.all_reduce(t)
+        return t.div_(self.world)
     def after_batch(self):
         self._mean(self.learn.history[-1])
         for b in self.model.buffers(): dist.broadcast(b, 0)
@@ -76,12 +85,14 @@ class Together(Callback):
         "A clock or a signal may ask one process alone to stop: all stop together, at the next agreement."
         done = any(self.learn.steps >= b.n_steps for b in self.learn.cbs if isinstance(b, Budget) and b.n_steps is not None)
         self.asked |= self.learn.stop
-        if not done and self.learn.steps % self.every: self.learn.stop = False; return
+        if not done and self.learn.steps % self.every:
+            self.learn.stop = False
+            return
         flag = torch.tensor(float(self.asked), device=self.learn._device())
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         self.learn.stop = bool(flag); self.asked = False
 
-# %% ../nbs/06b_processes.ipynb #18a3e09c
+# %% ../nbs/06b_processes.ipynb #663be81f
 @patch
 def to_distributed(self:GANLearner,
     sync_bn:bool=True, # normalise over the batches of all processes; on a processor each normalises its own
@@ -89,7 +100,8 @@ def to_distributed(self:GANLearner,
     "What fastai's `distrib_ctx` calls: meet the others, divide the films, make the same steps."
     self.dls.train.divide(*join(self._device()))
     if sync_bn and self._device().type == 'cuda':
-        for name in ('generator', 'discriminator'): setattr(self.model, name, torch.nn.SyncBatchNorm.convert_sync_batchnorm(getattr(self.model, name)))
+        for name in ('generator', 'discriminator'):
+            setattr(self.model, name, torch.nn.SyncBatchNorm.convert_sync_batchnorm(getattr(self.model, name)))
     return self.add_cb(Together())
 
 @patch

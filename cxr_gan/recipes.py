@@ -103,7 +103,7 @@ def networks(
         return build(name, **{**{k: v for k, v in found.items() if cond or k != 'n_classes'}, **args})
     return make(r.generator, r.g_args), make(r.discriminator, r.d_args)
 
-# %% ../nbs/11_recipes.ipynb #78886017
+# %% ../nbs/11_recipes.ipynb #e15428ad
 def learner(
     r:Recipe, # which system
     train:ImageSet, # the films, brought to the size asked
@@ -116,27 +116,33 @@ def learner(
     size = size or r.size
     if r.subset: train = _subset(train, r)
     if len(train) < r.bs: raise ValueError(f'found {len(train)} films, expected at least one batch of {r.bs}: add films or override bs')
-    if r.real_label != 1 and r.loss != 'non_saturating': raise ValueError(f"real_label {r.real_label} goes with loss 'non_saturating', found {r.loss!r}")
+    if r.real_label != 1 and r.loss != 'non_saturating':
+        raise ValueError(f"real_label {r.real_label} goes with loss 'non_saturating', found {r.loss!r}")
     set_seed(seed)
     g, d = networks(r, size, train.channels, train.n_classes)
     dls = resident_loaders(train.resized(size), bs=r.bs, drop_last=True, device=pick_device(device), value_range=g.value_range, seed=seed)
     own = {k: kind and Latents(g.nz, kind) for k, kind in (('d_latents', r.d_latents), ('g_latents', r.g_latents))}
     shown = augment(**r.augment) if r.augment else None
-    l = GANLearner(dls, g, d, r.loss if r.real_label == 1 else smoothed(r.real_label), r.uncertainty and Uncertainty(**r.uncertainty), OptSettings(**r.d_opt), OptSettings(**r.g_opt), n_disc=r.n_disc, simultaneous=r.simultaneous,
-        terms=r.terms, augment=shown, optimizer=r.optimizer, schedule=Schedule(**r.schedule), ema=r.ema, amp=half(dls.device) if r.amp else None, **own, **kwargs)
+    l = GANLearner(dls, g, d, r.loss if r.real_label == 1 else smoothed(r.real_label),
+        r.uncertainty and Uncertainty(**r.uncertainty), OptSettings(**r.d_opt), OptSettings(**r.g_opt),
+        n_disc=r.n_disc, simultaneous=r.simultaneous, terms=r.terms, augment=shown, optimizer=r.optimizer,
+        schedule=Schedule(**r.schedule), ema=r.ema, amp=half(dls.device) if r.amp else None, **own, **kwargs)
     l.recipe = asdict(r)
     return l
 
-# %% ../nbs/11_recipes.ipynb #50dc061e
+# %% ../nbs/11_recipes.ipynb #2a0d9f90
 def _subset(train, r):
     "The films of the classes that a recipe is for."
     try: return train.only(list(r.subset))
-    except ValueError as e: raise ValueError(f'{r.name} trains on {", ".join(r.subset)}: {e}; name your own classes by overriding subset, or set it to None for all films') from e
+    except ValueError as e:
+        raise ValueError(f'{r.name} trains on {", ".join(r.subset)}: {e}; '
+            'name your own classes by overriding subset, or set it to None for all films') from e
 
-# %% ../nbs/11_recipes.ipynb #84a96748
+# %% ../nbs/11_recipes.ipynb #d07ac6d8
 def _adam(lr, **kw): return dict(lr=lr, eps=1e-7, **kw) # with Keras' epsilon
 def _unc(mode, alpha=1., **kw): return dict(uncertainty=dict(mode=mode, alpha=alpha, **kw))
-def _counts(generator, discriminator, counting='trainable'): return dict(published=dict(generator=generator, discriminator=discriminator, counting=counting))
+def _counts(generator, discriminator, counting='trainable'):
+    return dict(published=dict(generator=generator, discriminator=discriminator, counting=counting))
 
 _RG = 4_786_747 # parameters of S0's conditional residual generator, which five systems share
 _s0 = dict(generator='CGANGenerator', simultaneous=True, d_opt=_adam(1e-4), g_opt=_adam(1e-4, clip_value=5.))
@@ -148,7 +154,9 @@ _covid_unet = dict(_unet, epochs=400, **_covid, **_counts(4_782_309, 8_547_014))
 _mc = dict(d_args=dict(drop='mc'))
 
 S0 = (
-    Recipe('covidgan', 'S0 covidGAN, one class, fresh latents', 'CovidGANGenerator', 'CovidGANDiscriminator', width=64, d_opt=_adam(3e-5, clip_value=5.), g_opt=_adam(1e-4, betas=(.6, .999)), bs=128, epochs=800, **_covid, **_counts(923_841, 2_616_577)),
+    Recipe('covidgan', 'S0 covidGAN, one class, fresh latents', 'CovidGANGenerator', 'CovidGANDiscriminator', width=64,
+        d_opt=_adam(3e-5, clip_value=5.), g_opt=_adam(1e-4, betas=(.6, .999)), bs=128, epochs=800,
+        **_covid, **_counts(923_841, 2_616_577)),
     Recipe('covid_unetgan', 'S0 covidUnetGAN, one class, pixel loss as mean of logits', **_covid_unet),
     Recipe('cgan', 'S0 cGAN, plain dropout', **_cgan),
     Recipe('cgan_max', 'S0 cGAN, uncertainty max, T 4', **_cgan, **_mc, **_unc('max')),
@@ -180,29 +188,38 @@ S0_VARIANTS = (
     _variant(_by['ac_max'], 'code', 'S0 AC-CGAN max as coded: loss of the mean logit', uncertainty=_reading('ac_max', 'mean_logit')),
     _variant(_by['ac_min'], 'code', 'S0 AC-CGAN min as coded: loss of the mean logit', uncertainty=_reading('ac_min', 'mean_logit')))
 
-# %% ../nbs/11_recipes.ipynb #3c25912e
+# %% ../nbs/11_recipes.ipynb #3d3bdaf8
 _two = dict(n_classes=2, subset=('covid', 'normal'))
 _hw = dict(channels=3, width=64, epochs=1000, **_two)
-_waheed = Recipe('waheed', "Waheed et al. 2020 CovidGAN, 112 pixels, the discriminator names the class", 'WaheedGenerator', 'WaheedDiscriminator', size=112, channels=3, width=64, terms=dict(classes=1.), epochs=2000, **_two, **_counts(22_298_666, 1_628_035))
-_homework = Recipe('homework', 'S1 homework, PyTorch listing (batch norm eps 0.8)', 'HomeworkGenerator', 'HomeworkDiscriminator', **_hw, **_counts(7_789_208, 7_729_609))
+_waheed = Recipe('waheed', "Waheed et al. 2020 CovidGAN, 112 pixels, the discriminator names the class",
+    'WaheedGenerator', 'WaheedDiscriminator', size=112, channels=3, width=64, terms=dict(classes=1.), epochs=2000,
+    **_two, **_counts(22_298_666, 1_628_035))
+_homework = Recipe('homework', 'S1 homework, PyTorch listing (batch norm eps 0.8)',
+    'HomeworkGenerator', 'HomeworkDiscriminator', **_hw, **_counts(7_789_208, 7_729_609))
 _cs449 = Recipe('cs449', 'S3 student cGAN, one-hot labels', 'CS449Generator', 'CS449Discriminator', size=64, width=64, n_classes=2)
 _mlp = dict(generator='MLPGenerator', discriminator='MLPDiscriminator', size=28, width=256)
 
 OTHERS = (
     _homework,
-    _variant(_homework, 'text', 'S1 homework as its text: batch norm momentum 0.99 in D, 0.5 in G (Keras)', g_args=dict(bn_eps=1e-5, bn_momentum=.5), d_args=dict(bn_eps=1e-5, bn_momentum=.01)),
-    Recipe('homework_keras', 'S1 homework, TensorFlow layout, L1 on the discriminator', 'KerasHomeworkGenerator', 'KerasHomeworkDiscriminator', width=64, terms=dict(l1=1e-4), bs=32, d_opt=dict(eps=1e-7), g_opt=dict(eps=1e-7), epochs=1000, **_two, **_counts(24_045_504, 866_465, 'keras_no_embedding')),
+    _variant(_homework, 'text', 'S1 homework as its text: batch norm momentum 0.99 in D, 0.5 in G (Keras)',
+        g_args=dict(bn_eps=1e-5, bn_momentum=.5), d_args=dict(bn_eps=1e-5, bn_momentum=.01)),
+    Recipe('homework_keras', 'S1 homework, TensorFlow layout, L1 on the discriminator',
+        'KerasHomeworkGenerator', 'KerasHomeworkDiscriminator', width=64, terms=dict(l1=1e-4), bs=32,
+        d_opt=dict(eps=1e-7), g_opt=dict(eps=1e-7), epochs=1000,
+        **_two, **_counts(24_045_504, 866_465, 'keras_no_embedding')),
     _waheed,
     _variant(_waheed, 'smooth', "Waheed's CovidGAN with labels of films smoothed to 0.9, as in a reconstruction", real_label=.9),
-    Recipe('dcgan', 'S4 DCGAN, unconditional', 'DCGANGenerator', 'DCGANDiscriminator', size=64, width=64, bs=128, channels=3, n_classes=0, **_counts(3_576_704, 2_765_568)),
+    Recipe('dcgan', 'S4 DCGAN, unconditional', 'DCGANGenerator', 'DCGANDiscriminator', size=64, width=64, bs=128,
+        channels=3, n_classes=0, **_counts(3_576_704, 2_765_568)),
     _cs449,
     _variant(_cs449, 'noise', "S3 student cGAN with noise on all of the discriminator's images", augment=dict(name='noise', std=.1)),
     Recipe('mlp', 'S2 lecture: multilayer perceptrons for digits, unconditional', **_mlp, n_classes=0, **_counts(1_463_312, 1_460_225)),
     Recipe('mlp_conditional', 'S2 lecture: multilayer perceptrons for digits, conditional', **_mlp, n_classes=10, **_counts(1_465_872, 1_470_465)))
 
-# %% ../nbs/11_recipes.ipynb #d24ce025
+# %% ../nbs/11_recipes.ipynb #cc06bfbc
 _lean_opt = dict(lr=1e-3, betas=(0., .99))
-_lean = dict(generator='LeanGenerator', discriminator='LeanDiscriminator', size=64, width=24, d_opt=_lean_opt, g_opt=_lean_opt, bs=32, terms=dict(r1=1.), ema=.999)
+_lean = dict(generator='LeanGenerator', discriminator='LeanDiscriminator', size=64, width=24,
+    d_opt=_lean_opt, g_opt=_lean_opt, bs=32, terms=dict(r1=1.), ema=.999)
 def _head(mode, alpha=1.): return dict(d_args=dict(p=.2), **_unc(mode, alpha, passes='analytic'))
 
 OWN = (
@@ -212,7 +229,8 @@ OWN = (
     Recipe('lean_alpha0', 'lean with head dropout and alpha 0, for comparison', **_lean, **_head('max', 0.)))
 
 _still = dict(name='adaptive', rotate=0, shift=0, zoom=0, stretch=0, noise=0) # nothing that blurs or roughens
-_modern = dict(_lean, generator='ModernGenerator', g_args=dict(norm=True), g_opt=dict(_lean_opt, lr=5e-4), terms=dict(r1=dict(weight=1., every=4, last=5., over=4000)),
+_modern = dict(_lean, generator='ModernGenerator', g_args=dict(norm=True), g_opt=dict(_lean_opt, lr=5e-4),
+    terms=dict(r1=dict(weight=1., every=4, last=5., over=4000)),
     augment=dict(name='emphasis', gain=10., over=4000, first=_still), ema=.9995, schedule=dict(hold=10_000, decay=30_000, floor=.1))
 MODERN = (
     Recipe('modern', 'our own: lean with a residual generator, lazy R1, fine detail enlarged for the discriminator', **_modern),
@@ -228,7 +246,7 @@ def recipe(
     if name not in RECIPES: raise ValueError(f"recipe {name!r} is not known; known: {', '.join(RECIPES)}")
     return override(RECIPES[name], **changes)
 
-# %% ../nbs/11_recipes.ipynb #5af35413
+# %% ../nbs/11_recipes.ipynb #e01a936e
 def recipe_rows(
     channels:int=1, # of the films, for the trainable and total counts
     n_classes:int=3, # of the films, for the same
@@ -240,6 +258,7 @@ def recipe_rows(
             g, d = networks(r, channels=channels, n_classes=len(r.subset) if r.subset else n_classes)
             own = dict(zip(('generator', 'discriminator'), networks(r)))
         count = COUNTING[r.published.get('counting', 'trainable')]
-        counts = {f'{k}_{how}': f(n) for k, n in (('generator', g), ('discriminator', d)) for how, f in (('trainable', count_parameters), ('total', keras_total))}
+        counts = {f'{k}_{how}': f(n) for k, n in (('generator', g), ('discriminator', d))
+            for how, f in (('trainable', count_parameters), ('total', keras_total))}
         rows.append({**asdict(r), 'nz': g.nz, **counts, 'counted': {k: count(n) for k, n in own.items()}})
     return rows

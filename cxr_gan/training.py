@@ -34,7 +34,7 @@ from .core import plot_curves, rng, save_json, save_png, show_grid, tile, to_byt
 from .losses import Term, Turn, objective, term
 from .uncertainty import Judgement, Uncertainty, judge_once, mc_dropout
 
-# %% ../nbs/06_training.ipynb #c4777d7e
+# %% ../nbs/06_training.ipynb #3748359e
 def even_labels(
     n:int, # how many
     n_classes:int, # 0 for an unconditional generator
@@ -44,16 +44,19 @@ def even_labels(
 
 def _labels(labels, n, k):
     if labels is None: return even_labels(n, k)
-    if not k: raise ValueError('this generator is unconditional: found labels, expected None; leave the labels out or train a conditional recipe')
+    if not k:
+        raise ValueError('this generator is unconditional: found labels, expected None; '
+            'leave the labels out or train a conditional recipe')
     y = torch.as_tensor(labels)
     if y.is_floating_point():
         if y.shape != (n, k): raise ValueError(f'found label weights of shape {tuple(y.shape)}, expected ({n}, {k})')
         return y
     y = y.long().expand(n) if y.dim() == 0 else y.long()
-    if len(y) != n or (n and not 0 <= int(y.min()) <= int(y.max()) < k): raise ValueError(f'found {len(y)} labels from {y.tolist()[:8]}, expected {n} whole numbers from 0 to {k-1}')
+    if len(y) != n or (n and not 0 <= int(y.min()) <= int(y.max()) < k):
+        raise ValueError(f'found {len(y)} labels from {y.tolist()[:8]}, expected {n} whole numbers from 0 to {k-1}')
     return y
 
-# %% ../nbs/06_training.ipynb #cdaecc3f
+# %% ../nbs/06_training.ipynb #0b7c37e2
 @torch.no_grad()
 def sample(
     net:Network, # generator
@@ -64,11 +67,14 @@ def sample(
     truncation:float=1., # factor on the latents: below 1 more typical films, above 1 more varied ones
 )->tuple: # films uint8 (n,c,h,w) and labels or None, on the CPU
     "Films from a generator, as bytes."
-    if not 0 <= truncation < math.inf: raise ValueError(f'truncation {truncation}: expected a finite number from 0 up; 1 draws as in training')
+    if not 0 <= truncation < math.inf:
+        raise ValueError(f'truncation {truncation}: expected a finite number from 0 up; 1 draws as in training')
     y, was = _labels(labels, n, net.n_classes), net.training
     dev, z = next(net.parameters()).device, truncation*net.latents(n, generator=rng(seed))
     net.eval()
-    try: out = [to_bytes(net(z[i:i+bs].to(dev), None if y is None else y[i:i+bs].to(dev)), net.value_range).cpu() for i in range(0, n, bs)]
+    try:
+        out = [to_bytes(net(z[i:i+bs].to(dev), None if y is None else y[i:i+bs].to(dev)), net.value_range).cpu()
+            for i in range(0, n, bs)]
     finally: net.train(was)
     return torch.cat(out) if out else torch.empty(0, net.channels, net.size, net.size, dtype=torch.uint8), y
 
@@ -111,7 +117,7 @@ def update_average(self:GANPair,
     for a, b in zip(old, new):
         if not a.is_floating_point(): a.copy_(b)
 
-# %% ../nbs/06_training.ipynb #4ce88090
+# %% ../nbs/06_training.ipynb #cd328241
 @dataclass(frozen=True)
 class OptSettings:
     "How one player learns: settings of the optimiser, and clipping."
@@ -134,7 +140,8 @@ OPTIMIZERS = dict(adam=torch.optim.Adam, adamw=torch.optim.AdamW, rmsprop=torch.
 def _group(kind, net, o): # a parameter group with the settings that this optimiser knows
     known = inspect.signature(OPTIMIZERS[kind]).parameters
     fused = dict(fused=True) if 'fused' in known and next(net.parameters()).device.type in ('cpu', 'cuda') else {}
-    return dict(**fused, params=[p for p in net.parameters() if p.requires_grad], **{k: v for k, v in {**asdict(o), 'momentum': o.betas[0]}.items() if k in known})
+    return dict(**fused, params=[p for p in net.parameters() if p.requires_grad],
+        **{k: v for k, v in {**asdict(o), 'momentum': o.betas[0]}.items() if k in known})
 
 # %% ../nbs/06_training.ipynb #85ba22b4
 @dataclass(frozen=True)
@@ -172,14 +179,18 @@ class StepMean(Metric):
     @property
     def name(self): return self.key
 
-# %% ../nbs/06_training.ipynb #7970df84
+# %% ../nbs/06_training.ipynb #54a1d682
 class _SmoothLoss(AvgSmoothLoss): # fastai's, which fetches the loss at every step, without that
     def reset(self): self.count, self.val = 0, 0.
-    def accumulate(self, learn): self.count += 1; self.val = learn.loss.detach()*(1-self.beta)+self.val*self.beta
+    def accumulate(self, learn):
+        self.count += 1
+        self.val = learn.loss.detach()*(1-self.beta)+self.val*self.beta
 
-CURVES = ('g_loss', 'd_loss', 'd_loss_real', 'd_loss_fake', 'd_acc_real', 'd_acc_fake', 'u_real', 'u_fake', 'epistemic_fake', 'd_grad', 'g_grad') # logged each step, besides the terms
+# logged each step, besides the terms
+CURVES = ('g_loss', 'd_loss', 'd_loss_real', 'd_loss_fake', 'd_acc_real', 'd_acc_fake',
+    'u_real', 'u_fake', 'epistemic_fake', 'd_grad', 'g_grad')
 
-# %% ../nbs/06_training.ipynb #9b9b35c6
+# %% ../nbs/06_training.ipynb #9114b604
 class GANLearner(Learner):
     "fastai `Learner` for a generator and a discriminator."
     def __init__(self,
@@ -208,35 +219,45 @@ class GANLearner(Learner):
         _fits(dls, generator, discriminator, uncertainty, n_disc, simultaneous, optimizer, d_latents or g_latents)
         self.terms = [t if isinstance(t, Term) else term(*t) for t in (terms.items() if isinstance(terms, dict) else terms)]
         self.curve_names = (*CURVES, *(t.name for t in self.terms))
-        super().__init__(dls, GANPair(generator, discriminator, ema, augment), loss_func=_no_loss, lr=[d_opt.lr, g_opt.lr], wd=None, path=path, metrics=[StepMean(k) for k in self.curve_names], **kwargs)
-        self.objective, self.uncertainty, self.opts, self.optimizer, self.schedule = objective(loss), uncertainty, (d_opt, g_opt), optimizer, schedule
+        super().__init__(dls, GANPair(generator, discriminator, ema, augment), loss_func=_no_loss, lr=[d_opt.lr, g_opt.lr],
+            wd=None, path=path, metrics=[StepMean(k) for k in self.curve_names], **kwargs)
+        self.objective, self.uncertainty, self.opts, self.optimizer, self.schedule = (
+            objective(loss), uncertainty, (d_opt, g_opt), optimizer, schedule)
         self.n_disc, self.simultaneous, self.amp, self.own_latents = n_disc, simultaneous, amp, (d_latents, g_latents)
         self.steps, self.stats, self.history, self.stop, self.cb_states, self.recipe = 0, {}, [], False, {}, None
         self.scaler = torch.amp.GradScaler(self._device().type, enabled=amp == torch.float16)
         self._ask = self.uncertainty.judge if self.uncertainty else judge_once
-        self._fast_ask, self._fast_generator = (f if compile is None else torch.compile(f, **compile) for f in (self._ask, generator))
+        self._fast_ask, self._fast_generator = (f if compile is None else torch.compile(f, **compile)
+            for f in (self._ask, generator))
         self.recorder.train_metrics, self.recorder.valid_metrics, self.recorder.smooth_loss = True, False, _SmoothLoss()
         self.add_cbs(cbs)
 
-# %% ../nbs/06_training.ipynb #390d81f0
+# %% ../nbs/06_training.ipynb #ee2bfe71
 def _fits(dls, generator, discriminator, uncertainty, n_disc, simultaneous, optimizer, own_latents):
     "Raises ValueError for parts that do not go together."
     if uncertainty is not None: uncertainty.check(discriminator)
-    if n_disc < 1 or (simultaneous and (n_disc > 1 or own_latents)): raise ValueError(f'n_disc {n_disc}, simultaneous {simultaneous}: expected n_disc >= 1, and for simultaneous steps n_disc 1 and the same latents for both')
+    if n_disc < 1 or (simultaneous and (n_disc > 1 or own_latents)):
+        raise ValueError(f'n_disc {n_disc}, simultaneous {simultaneous}: expected n_disc >= 1, '
+            'and for simultaneous steps n_disc 1 and the same latents for both')
     if generator.size != discriminator.size or generator.channels != discriminator.channels:
-        raise ValueError(f'generator makes {generator.channels}x{generator.size}, discriminator reads {discriminator.channels}x{discriminator.size}: expected the same')
-    if optimizer not in OPTIMIZERS: raise ValueError(f"optimizer {optimizer!r} is not known; known: {', '.join(OPTIMIZERS)}")
+        raise ValueError(f'generator makes {generator.channels}x{generator.size}, '
+            f'discriminator reads {discriminator.channels}x{discriminator.size}: expected the same')
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer {optimizer!r} is not known; known: {', '.join(OPTIMIZERS)}")
     found = getattr(dls.train, 'value_range', generator.value_range)
-    if tuple(found) != tuple(generator.value_range): raise ValueError(f'the loader gives films in {tuple(found)}, {type(generator).__name__} makes them in {tuple(generator.value_range)}: make the loader with value_range={tuple(generator.value_range)}')
+    if tuple(found) != tuple(generator.value_range):
+        raise ValueError(f'the loader gives films in {tuple(found)}, {type(generator).__name__} makes them in '
+            f'{tuple(generator.value_range)}: make the loader with value_range={tuple(generator.value_range)}')
 
 def _no_loss(*args): raise RuntimeError('a GANLearner computes its two losses itself')
 
-# %% ../nbs/06_training.ipynb #7d83eca8
+# %% ../nbs/06_training.ipynb #d4579438
 @patch
 def _device(self:GANLearner): return torch.device(getattr(self.dls, 'device', None) or 'cpu')
 
 class _Players(OptimWrapper): # trackers take its settings for numbers
-    hypers = property(lambda self: [{k: v for k, v in h.items() if type(v) in (int, float)} for h in OptimWrapper.hypers.fget(self)])
+    hypers = property(lambda self: [{k: v for k, v in h.items() if type(v) in (int, float)}
+        for h in OptimWrapper.hypers.fget(self)])
 
 @patch
 def create_opt(self:GANLearner):
@@ -314,18 +335,20 @@ def g_loss(self:GANLearner, turn:Turn)->Tensor:
     self.stats['g_loss'] = loss.detach()
     return loss
 
-# %% ../nbs/06_training.ipynb #07aa393f
+# %% ../nbs/06_training.ipynb #cb3f2bcb
 @patch
 @torch.no_grad()
 def _note(self:GANLearner, real:Judgement, fake:Judgement, **losses):
     "Leave the step's numbers, still on the device, in `stats`."
     lr, lf = real.mean_logit, fake.mean_logit
-    if self.objective.sees_real: lr, lf = (v-(lr.mean()+lf.mean())/2 for v in (lr, lf)) # a loss that compares leaves the logits without a zero
-    self.stats.update(d_loss_real=nn.functional.softplus(-lr).mean(), d_loss_fake=nn.functional.softplus(lf).mean(), d_acc_real=(lr > 0).float().mean(), d_acc_fake=(lf < 0).float().mean(),
+    # a loss that compares leaves the logits without a zero
+    if self.objective.sees_real: lr, lf = (v-(lr.mean()+lf.mean())/2 for v in (lr, lf))
+    self.stats.update(d_loss_real=nn.functional.softplus(-lr).mean(), d_loss_fake=nn.functional.softplus(lf).mean(),
+        d_acc_real=(lr > 0).float().mean(), d_acc_fake=(lf < 0).float().mean(),
         u_real=real.u.mean(), u_fake=fake.u.mean(), epistemic_fake=fake.parts.epistemic.mean(), **losses)
     self.stats = {k: v.detach() for k, v in self.stats.items()}
 
-# %% ../nbs/06_training.ipynb #a061cc41
+# %% ../nbs/06_training.ipynb #a4f2e155
 @patch
 def _do_one_batch(self:GANLearner):
     "One discriminator step and, every `n_disc` batches, one generator step."
@@ -342,6 +365,7 @@ def _do_one_batch(self:GANLearner):
     self.history.append(torch.stack([self.stats.get(k, nothing).float() for k in self.curve_names]))
     self.loss = self.stats['d_loss'].float()
 
+# %% ../nbs/06_training.ipynb #74e38ec7
 @patch
 def _both_turns(self:GANLearner, turn:Turn):
     "The steps themselves: both at once, or the discriminator's and then the generator's."
@@ -353,7 +377,8 @@ def _both_turns(self:GANLearner, turn:Turn):
         self._apply((d_loss, d))
         if g_too: self._apply((self.g_loss(self._second_turn(turn)), g))
     if g_too: self.model.update_average(self.steps//self.n_disc)
-    if hasattr(self.model.augment, 'update'): self.model.augment.update(turn.real.mean_logit.detach(), turn.fake.mean_logit.detach())
+    if hasattr(self.model.augment, 'update'):
+        self.model.augment.update(turn.real.mean_logit.detach(), turn.fake.mean_logit.detach())
 
 # %% ../nbs/06_training.ipynb #c02429d9
 @patch
@@ -365,7 +390,7 @@ def _second_turn(self:GANLearner, turn:Turn)->Turn:
     with torch.no_grad(): real = self.judge(turn.x, turn.y) if self.objective.sees_real else None
     return turn._replace(real=real, fake=self.judge(turn.x_fake, turn.y_fake))
 
-# %% ../nbs/06_training.ipynb #cb7af99c
+# %% ../nbs/06_training.ipynb #e5e9c49c
 @patch
 def _apply(self:GANLearner, *pairs):
     "fastai's backward-and-step, events included, for (loss, parameters) pairs."
@@ -375,7 +400,8 @@ def _apply(self:GANLearner, *pairs):
 @patch
 def _backward(self:GANLearner):
     "Each loss's gradient, for its own player's weights alone."
-    for i, (loss, params) in enumerate(self.pairs, 1): self.scaler.scale(loss).backward(inputs=params, retain_graph=i < len(self.pairs))
+    for i, (loss, params) in enumerate(self.pairs, 1):
+        self.scaler.scale(loss).backward(inputs=params, retain_graph=i < len(self.pairs))
 
 @patch
 def _step(self:GANLearner):
@@ -413,7 +439,7 @@ class Budget(Callback):
     def after_epoch(self):
         if self.stop: raise CancelFitException
 
-# %% ../nbs/06_training.ipynb #f0e2b360
+# %% ../nbs/06_training.ipynb #ff739bff
 @patch
 def fit_for(self:GANLearner,
     epochs:int=None, # in all
@@ -423,21 +449,24 @@ def fit_for(self:GANLearner,
 ):
     "Train up to a total of `epochs` or `steps`, what was trained before counted in, or for `minutes`. Raises ValueError without a limit."
     n = len(self.dls.train)
-    if epochs is None and steps is None and minutes is None: raise ValueError('found no limit: give epochs, steps or minutes')
+    if epochs is None and steps is None and minutes is None:
+        raise ValueError('found no limit: give epochs, steps or minutes')
     if n == 0: raise ValueError(f'the loader makes no batch of {self.dls.train.bs}: lower the batch size or add films')
     total = epochs*n if epochs is not None else steps
     left = 10**9 if total is None else total-self.steps
     if left <= 0: return
-    if self.steps % n: self.dls.train.load_state_dict(self.dls.train.state_dict()) # go on with the epoch that was stopped
+    # go on with the epoch that was stopped
+    if self.steps % n: self.dls.train.load_state_dict(self.dls.train.state_dict())
     self.fit(-(-(left+self.steps%n)//n) if total is not None else 10**6, cbs=[Budget(total, minutes), *L(cbs)])
 
 @patch
 def curves(self:GANLearner)->dict:
     "What was logged, one number a step, by name: `CURVES` and the terms."
-    values = torch.stack(self.history).cpu().numpy() if self.history else np.empty((0, len(self.curve_names)), np.float32)
+    values = (torch.stack(self.history).cpu().numpy() if self.history
+        else np.empty((0, len(self.curve_names)), np.float32))
     return dict(zip(self.curve_names, values.T))
 
-# %% ../nbs/06_training.ipynb #02837073
+# %% ../nbs/06_training.ipynb #707d423b
 class Monitor(Callback):
     "Frames of the same latents while training goes on, one row a class; the last ones are shown, all make an animation."
     order = 65
@@ -458,7 +487,7 @@ class Monitor(Callback):
         x = sample(net, rows*self.per_class, labels, self.seed)[0]
         self.frames.append((self.steps, x))
         if self.folder: save_png(tile(x, self.per_class), self.folder/f'step_{self.steps:07d}.png')
-    def state_dict(self): return dict(frames=self.frames[:-1:-(-len(self.frames)//40)]+self.frames[-1:]) # at most 41 of them
+    def state_dict(self): return dict(frames=self.frames[:-1:max(1, -(-len(self.frames)//40))]+self.frames[-1:]) # at most 41 of them
     def load_state_dict(self, state): self.frames = [tuple(f) for f in state['frames']]
     def show(self,
         which:int=-1, # of the frames
@@ -476,9 +505,10 @@ class Monitor(Callback):
         from PIL import Image
         ims = [Image.fromarray(tile(x, self.per_class).permute(1, 2, 0).squeeze(-1).numpy()) for _, x in self.frames]
         if not ims: raise ValueError('found no frame, expected at least one: train first')
-        with whole_file(path) as tmp: ims[0].save(tmp, format='GIF', save_all=True, append_images=ims[1:], duration=int(1000*seconds), loop=0)
+        with whole_file(path) as tmp:
+            ims[0].save(tmp, format='GIF', save_all=True, append_images=ims[1:], duration=int(1000*seconds), loop=0)
 
-# %% ../nbs/06_training.ipynb #2c10e0af
+# %% ../nbs/06_training.ipynb #8972bb5e
 @torch.no_grad()
 def decoder_maps(
     net:Network, # a discriminator whose verdict has pixels
@@ -488,11 +518,14 @@ def decoder_maps(
     "The probability of being real, pixel by pixel, without dropout. Raises TypeError for a discriminator that does not judge pixels."
     was, dev = net.training, next(net.parameters()).device
     try:
-        with mc_dropout(net.eval(), False): v = net(to_float(films.to(dev), net.value_range), labels.to(dev) if net.conditional else None)
+        with mc_dropout(net.eval(), False):
+            v = net(to_float(films.to(dev), net.value_range), labels.to(dev) if net.conditional else None)
     finally: net.train(was)
-    if v.pixels is None: raise TypeError(f'{type(net).__name__} gives one answer a film, expected one that judges pixels, e.g. UNetDiscriminator')
+    if v.pixels is None:
+        raise TypeError(f'{type(net).__name__} gives one answer a film, expected one that judges pixels, e.g. UNetDiscriminator')
     return to_bytes(v.pixels.sigmoid(), (0, 1)).cpu()
 
+# %% ../nbs/06_training.ipynb #5442eeff
 def show_maps(
     generator:Network, # draws the films
     discriminator:Network, # judges their pixels
@@ -518,7 +551,7 @@ def plot_history(self:GANLearner,
     axs[1].set_ylim(0, 1.05); axs[2].set_ylim(0, .26); fig.tight_layout()
     return fig
 
-# %% ../nbs/06_training.ipynb #a4a9b77f
+# %% ../nbs/06_training.ipynb #0a6598ec
 def save_network(
     net:Network, # any network of `NETWORKS`
     folder, # made if it is not there
@@ -526,19 +559,24 @@ def save_network(
 ):
     "Weights and configuration, each file whole or not at all."
     folder = Path(folder)
-    with whole_file(folder/'model.safetensors') as tmp: save_file({k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}, tmp)
+    with whole_file(folder/'model.safetensors') as tmp:
+        save_file({k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}, tmp)
     save_json(dict(network=type(net).__name__, config=net.config, **extra), folder/'config.json')
 
-# %% ../nbs/06_training.ipynb #cee26cc6
+# %% ../nbs/06_training.ipynb #817081cf
 _FILES = ('config.json', 'model.safetensors')
 
 def _fetched(name, revision):
     "The folder of a published model in the hub's local cache, fetched if it is not there."
     try: from huggingface_hub import hf_hub_download
-    except ImportError as e: raise ModuleNotFoundError("a model of the hub needs one more package: pip install 'cxr_gan[hub]'") from e
+    except ImportError as e:
+        raise ModuleNotFoundError("a model of the hub needs one more package: pip install 'cxr_gan[hub]'") from e
     try: return Path([hf_hub_download(name, f, revision=revision) for f in _FILES][0]).parent
-    except (OSError, ValueError) as e: raise FileNotFoundError(f"hf://{name} cannot be had ({(str(e).strip().splitlines() or [type(e).__name__])[0]}): expected a model with {' and '.join(_FILES)}; check the name, or give a folder") from e
+    except (OSError, ValueError) as e:
+        raise FileNotFoundError(f"hf://{name} cannot be had ({(str(e).strip().splitlines() or [type(e).__name__])[0]}): "
+            f"expected a model with {' and '.join(_FILES)}; check the name, or give a folder") from e
 
+# %% ../nbs/06_training.ipynb #e50aeaeb
 def load_network(
     folder, # as written by `save_network`, or hf://WHO/WHAT for a published one
     device='cpu', # where to put it
@@ -548,13 +586,17 @@ def load_network(
     hub = re.fullmatch('hf:/+(.+)', str(folder)) # a Path keeps one of the two slashes
     folder = _fetched(hub[1], revision) if hub else Path(folder)
     for f in _FILES:
-        if not (folder/f).is_file(): raise FileNotFoundError(f'{folder}: found no {f}; expected a folder written by save_network or a finished run')
-    try: meta = json.loads((folder/'config.json').read_text(encoding='utf-8')); net = build(meta['network'], **meta['config'])
-    except (json.JSONDecodeError, KeyError, TypeError) as e: raise ValueError(f'{folder/"config.json"} is damaged ({e}); expected network and config') from e
+        if not (folder/f).is_file():
+            raise FileNotFoundError(f'{folder}: found no {f}; expected a folder written by save_network or a finished run')
+    try:
+        meta = json.loads((folder/'config.json').read_text(encoding='utf-8'))
+        net = build(meta['network'], **meta['config'])
+    except (json.JSONDecodeError, KeyError, TypeError) as e:
+        raise ValueError(f'{folder/"config.json"} is damaged ({e}); expected network and config') from e
     net.load_state_dict(_tensors(folder/'model.safetensors')[0])
     return net.to(device).eval(), meta
 
-# %% ../nbs/06_training.ipynb #edcd7d61
+# %% ../nbs/06_training.ipynb #82ae61d3
 @patch
 def save_pretrained(self:Network, folder, **extra):
     "`save_network` under the name that the hub's users know."
@@ -564,30 +606,37 @@ def save_pretrained(self:Network, folder, **extra):
 def from_pretrained(cls:Network, name, device='cpu', revision=None):
     "The network alone from `load_network`. Raises ValueError if it is no network of this class."
     net, _ = load_network(name, device, revision)
-    if not isinstance(net, cls): raise ValueError(f'{name} holds a {type(net).__name__}, expected a {cls.__name__}; use its own class, or Network for any')
+    if not isinstance(net, cls):
+        raise ValueError(f'{name} holds a {type(net).__name__}, expected a {cls.__name__}; use its own class, or Network for any')
     return net
 
 def _tensors(path):
     "All tensors of a safetensors file and its metadata."
     try:
         with safe_open(path, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-    except SafetensorError as e: raise ValueError(f'{path} is damaged or not a safetensors file ({e}); use another copy') from e
+    except SafetensorError as e:
+        raise ValueError(f'{path} is damaged or not a safetensors file ({e}); use another copy') from e
 
-# %% ../nbs/06_training.ipynb #1f4f8924
+# %% ../nbs/06_training.ipynb #8b4e6898
 @patch
 def start_from(self:GANLearner,
     folder, # of a run: holds `generator` and `discriminator`, as written by `save_network`
 ):
     "Begin with another run's weights. Raises ValueError after the first step, or for networks that do not fit; FileNotFoundError for no run."
-    if self.steps: raise ValueError(f'found a training that has done {self.steps} steps, expected one that has not begun: build the learner anew')
+    if self.steps:
+        raise ValueError(f'found a training that has done {self.steps} steps, expected one that has not begun: build the learner anew')
     weights = {n: load_network(Path(folder)/n)[0].state_dict() for n in ('generator', 'discriminator')}
-    for net, name in ((self.model.generator, 'generator'), (self.model.average, 'generator'), (self.model.discriminator, 'discriminator')):
+    for net, name in ((self.model.generator, 'generator'), (self.model.average, 'generator'),
+            (self.model.discriminator, 'discriminator')):
         if net is None: continue
         try: net.load_state_dict(weights[name])
-        except RuntimeError as e: raise ValueError(f'{folder}: its {name} does not fit a {type(net).__name__}({", ".join(f"{k}={v!r}" for k, v in net.config.items())}): {str(e).splitlines()[-1].strip()}; train at its size, width and classes, or start anew') from e
+        except RuntimeError as e:
+            raise ValueError(f'{folder}: its {name} does not fit a '
+                f'{type(net).__name__}({", ".join(f"{k}={v!r}" for k, v in net.config.items())}): '
+                f'{str(e).splitlines()[-1].strip()}; train at its size, width and classes, or start anew') from e
     return self
 
-# %% ../nbs/06_training.ipynb #351b3676
+# %% ../nbs/06_training.ipynb #21078391
 class GeneratorEnsemble(Network):
     "Several generators of one kind as one: each latent falls to one of them, all with equal chance (Wang et al. 2016)."
     def __init__(self,
@@ -597,7 +646,8 @@ class GeneratorEnsemble(Network):
     ):
         if members < 1: raise ValueError(f'members {members}: expected at least one generator')
         super().__init__(network=network, settings=settings, members=members)
-        self.generators = nn.ModuleList([build(network, **settings) for _ in range(members)]); one = self.generators[0]
+        self.generators = nn.ModuleList([build(network, **settings) for _ in range(members)])
+        one = self.generators[0]
         for k in ('size', 'channels', 'n_classes', 'value_range', 'z_std'): setattr(self, k, getattr(one, k))
         self.nz = one.nz+2
     def member(self, z:Tensor)->Tensor:
@@ -609,10 +659,12 @@ class GeneratorEnsemble(Network):
         who, films, places = self.member(z), [], []
         for i, g in enumerate(self.generators):
             at = (who == i).nonzero()[:, 0]
-            if len(at): films.append(g(z[at, :-2], None if y is None else y[at])); places.append(at)
+            if len(at):
+                films.append(g(z[at, :-2], None if y is None else y[at]))
+                places.append(at)
         return torch.cat(films)[torch.cat(places).argsort()]
 
-# %% ../nbs/06_training.ipynb #61e8114a
+# %% ../nbs/06_training.ipynb #e3d07677
 def join_generators(
     folders, # of generators of one kind, as written by `save_network`
 )->tuple: # the `GeneratorEnsemble` in eval mode, and what of config.json goes for all: classes, and steps of the one trained longest
@@ -620,11 +672,16 @@ def join_generators(
     found = {str(f): load_network(f) for f in folders}
     if not found: raise ValueError('found no generators, expected at least one folder')
     kinds = {(type(n).__name__, json.dumps(n.config, sort_keys=True), str(m.get('classes'))): f for f, (n, m) in found.items()}
-    if len(kinds) > 1: raise ValueError('these generators differ, expected one kind and the same classes: '+'; '.join(f'{f}: {" ".join(k)}' for k, f in kinds.items()))
-    (net, meta), *_ = found.values(); whole = GeneratorEnsemble(type(net).__name__, net.config, len(found))
+    if len(kinds) > 1:
+        raise ValueError('these generators differ, expected one kind and the same classes: '
+            +'; '.join(f'{f}: {" ".join(k)}' for k, f in kinds.items()))
+    (net, meta), *_ = found.values()
+    whole = GeneratorEnsemble(type(net).__name__, net.config, len(found))
     for own, (n, _) in zip(whole.generators, found.values()): own.load_state_dict(n.state_dict())
-    return whole.eval(), {k: v for k, v in dict(classes=meta.get('classes'), steps=max(m.get('steps', 0) for _, m in found.values())).items() if v}
+    return whole.eval(), {k: v for k, v in dict(classes=meta.get('classes'),
+        steps=max(m.get('steps', 0) for _, m in found.values())).items() if v}
 
+# %% ../nbs/06_training.ipynb #24af9460
 class Snapshots(Callback):
     "Keep the generator that would be shown as it is every so many steps, each in its own folder."
     order = 82 # after the checkpoint
@@ -634,9 +691,10 @@ class Snapshots(Callback):
         **extra, # plain things to keep in each config.json, e.g. classes
     ): self.folder, self.every, self.extra = Path(folder), every, extra
     def after_batch(self):
-        if self.steps % self.every == 0: save_network(self.model.best, self.folder/f'{self.steps:06d}', **self.extra, steps=self.steps)
+        if self.steps % self.every == 0:
+            save_network(self.model.best, self.folder/f'{self.steps:06d}', **self.extra, steps=self.steps)
 
-# %% ../nbs/06_training.ipynb #bad8de62
+# %% ../nbs/06_training.ipynb #83e1d1c2
 def save_tree(
     tree, # nested dicts (string keys), lists and tuples of tensors and plain values; tuples come back as lists
     path, # the file to write
@@ -645,7 +703,9 @@ def save_tree(
     "Write nested state as one safetensors file, whole or not at all."
     tensors = {}
     def strip(o):
-        if isinstance(o, Tensor): tensors[k := str(len(tensors))] = o.detach().cpu().contiguous().clone(); return {'tensor': k}
+        if isinstance(o, Tensor):
+            tensors[k := str(len(tensors))] = o.detach().cpu().contiguous().clone()
+            return {'tensor': k}
         if isinstance(o, dict): return {'dict': [[k, strip(v)] for k, v in o.items()]}
         return [strip(v) for v in o] if isinstance(o, (list, tuple)) else o
     text = json.dumps(strip(tree))
@@ -673,10 +733,11 @@ def _gathered(value): # one for each process, in all of them
     if world > 1: torch.distributed.all_gather_object(out, value)
     return out
 
-# %% ../nbs/06_training.ipynb #fab58755
+# %% ../nbs/06_training.ipynb #3592a661
 def _random_states():
     kind, keys, *rest = np.random.get_state()
-    return dict(python=random.getstate(), numpy=[kind, torch.from_numpy(keys.astype(np.int64)), *rest], torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+    return dict(python=random.getstate(), numpy=[kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
 
 def _set_random_states(s):
     version, keys, gauss = s['python']; random.setstate((version, tuple(keys), gauss))
@@ -684,48 +745,64 @@ def _set_random_states(s):
     torch.set_rng_state(s['torch'])
     if s['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(s['cuda'])
 
-# %% ../nbs/06_training.ipynb #3444d169
+# %% ../nbs/06_training.ipynb #c7d3e8ad
 def _settings(module): # what a module was told when it was made, as far as it is plain; what it learns stands in its buffers
-    return module and [type(module).__name__, {k: v for k, v in vars(module).items() if k[0] != '_' and k != 'training' and isinstance(v, (int, float, str))}]
+    return module and [type(module).__name__, {k: v for k, v in vars(module).items()
+        if k[0] != '_' and k != 'training' and isinstance(v, (int, float, str))}]
 
 @patch
 def _made_of(self:GANLearner):
     "What a checkpoint must fit: the films, the networks and how they are trained."
     nets = [[type(n).__name__, n.config] for n in (self.model.generator, self.model.discriminator)]
-    made = dict(data=getattr(getattr(self.dls.train, 'dataset', None), 'fingerprint', None), networks=nets, ema=self.model.decay, opts=[asdict(o) for o in self.opts], n_disc=self.n_disc, simultaneous=self.simultaneous, terms=[[t.name, asdict(t)] for t in self.terms], optimizer=self.optimizer, schedule=asdict(self.schedule), latents=[repr(v) for v in self.own_latents],
-        augment=_settings(self.model.augment), uncertainty=self.uncertainty and asdict(self.uncertainty), objective=getattr(self.objective, 'name', type(self.objective).__name__), amp=self.amp and str(self.amp), recipe=self.recipe)
+    made = dict(data=getattr(getattr(self.dls.train, 'dataset', None), 'fingerprint', None), networks=nets,
+        ema=self.model.decay, opts=[asdict(o) for o in self.opts], n_disc=self.n_disc, simultaneous=self.simultaneous,
+        terms=[[t.name, asdict(t)] for t in self.terms], optimizer=self.optimizer, schedule=asdict(self.schedule),
+        latents=[repr(v) for v in self.own_latents], augment=_settings(self.model.augment),
+        uncertainty=self.uncertainty and asdict(self.uncertainty),
+        objective=getattr(self.objective, 'name', type(self.objective).__name__), amp=self.amp and str(self.amp), recipe=self.recipe)
     return json.loads(json.dumps(made))
 
 def _versions(): return {k: importlib.metadata.version(k) for k in ('torch', 'fastai')}
 def _older(path): return Path(path).with_stem(f'{Path(path).stem}_previous')
 
-# %% ../nbs/06_training.ipynb #d2988b28
+# %% ../nbs/06_training.ipynb #9a59fc9e
 @patch
 def save_checkpoint(self:GANLearner,
     path, # the file to write; the one that stood there is kept as `NAME_previous`
 ):
     "Everything the next step depends on, in one file that is whole or not there. Of several processes all must call it."
     if self.opt is None: self.create_opt()
-    if not all(p.isfinite().all() for p in self.model.parameters()): raise FloatingPointError(f'step {self.steps}: the networks hold NaN or infinite weights; {path} was left as it was, go on from there with a lower learning rate or without amp')
+    if not all(p.isfinite().all() for p in self.model.parameters()):
+        raise FloatingPointError(f'step {self.steps}: the networks hold NaN or infinite weights; '
+            f'{path} was left as it was, go on from there with a lower learning rate or without amp')
     random = _gathered(_random_states())
     if processes()[0]: return # the first process writes for all
-    opt, self.cb_states = self.opt.opt.state_dict(), {**self.cb_states, **{type(cb).__name__: cb.state_dict() for cb in self.cbs if hasattr(cb, 'state_dict')}}
-    save_tree(dict(format=3, versions=_versions(), made_of=self._made_of(), steps=self.steps, model=dict(self.model.state_dict()), opt=[[k, v] for k, v in opt['state'].items()], groups=opt['param_groups'], terms=[t.state_dict() for t in self.terms], callbacks=self.cb_states,
-        scaler=self.scaler.state_dict(), random=random, loader=self.dls.train.state_dict(), history=torch.stack(self.history) if self.history else torch.empty(0, len(self.curve_names))), path, _older(path))
+    opt, self.cb_states = self.opt.opt.state_dict(), {**self.cb_states,
+        **{type(cb).__name__: cb.state_dict() for cb in self.cbs if hasattr(cb, 'state_dict')}}
+    save_tree(dict(format=3, versions=_versions(), made_of=self._made_of(), steps=self.steps,
+        model=dict(self.model.state_dict()), opt=[[k, v] for k, v in opt['state'].items()], groups=opt['param_groups'],
+        terms=[t.state_dict() for t in self.terms], callbacks=self.cb_states, scaler=self.scaler.state_dict(), random=random,
+        loader=self.dls.train.state_dict(),
+        history=torch.stack(self.history) if self.history else torch.empty(0, len(self.curve_names))), path, _older(path))
 
-# %% ../nbs/06_training.ipynb #28047407
+# %% ../nbs/06_training.ipynb #6a24615b
 def _read_checkpoint(path, say):
     "The state in `path`, or if that is missing or damaged the one before."
     try: return load_tree(path)
     except (ValueError, FileNotFoundError) as e:
         if not _older(path).is_file(): raise
-        s = load_tree(_older(path)); say(f"{Path(path).name} is {'missing' if isinstance(e, FileNotFoundError) else 'damaged'}; going on from the one before it, step {s.get('steps')}")
+        s = load_tree(_older(path))
+        say(f"{Path(path).name} is {'missing' if isinstance(e, FileNotFoundError) else 'damaged'}; "
+            f"going on from the one before it, step {s.get('steps')}")
         return s
 
+# %% ../nbs/06_training.ipynb #50309244
 def _differs(was, now): # the innermost settings that differ, as text
-    if isinstance(was, dict) and isinstance(now, dict): return [f'{k}.{d}' if d[0] != ':' else k+d for k in {**was, **now} for d in _differs(was.get(k), now.get(k))]
+    if isinstance(was, dict) and isinstance(now, dict):
+        return [f'{k}.{d}' if d[0] != ':' else k+d for k in {**was, **now} for d in _differs(was.get(k), now.get(k))]
     return [] if was == now else [f': was {was}, now {now}']
 
+# %% ../nbs/06_training.ipynb #075c8ac7
 @patch
 def load_checkpoint(self:GANLearner,
     path, # as written by `save_checkpoint`
@@ -733,19 +810,26 @@ def load_checkpoint(self:GANLearner,
 ):
     "Go on from `path`, or from the one before it if `path` is damaged. Raises ValueError when it was made from other films, networks or settings."
     s = _read_checkpoint(path, say)
-    if s.get('format') != 3: raise ValueError(f"{path}: found format {s.get('format')}, expected 3; it was written by another version")
-    if differs := _differs(s['made_of'], self._made_of()): raise ValueError(f"{path} does not fit this learner, {'; '.join(differs)}; build it as it was, or start a new run")
-    if differs := _differs(s['versions'], _versions()): say(f"{Path(path).name}: {'; '.join(differs)}; the run goes on, not to the last digit as it would have")
-    dev = self._device(); self.model.to(dev); self.model.load_state_dict(s['model']); self.create_opt()
-    self.opt.opt.load_state_dict(dict(state={k: v for k, v in s['opt']}, param_groups=s['groups'])); self.scaler.load_state_dict(s['scaler'])
-    for p, state in self.opt.opt.state.items(): state.update({k: torch.empty_like(p).copy_(v) for k, v in state.items() if v.shape == p.shape}) # in the weight's own memory layout: fused optimisers count on it
+    if s.get('format') != 3:
+        raise ValueError(f"{path}: found format {s.get('format')}, expected 3; it was written by another version")
+    if differs := _differs(s['made_of'], self._made_of()):
+        raise ValueError(f"{path} does not fit this learner, {'; '.join(differs)}; build it as it was, or start a new run")
+    if differs := _differs(s['versions'], _versions()):
+        say(f"{Path(path).name}: {'; '.join(differs)}; the run goes on, not to the last digit as it would have")
+    dev = self._device(); self.model.to(dev)
+    self.model.load_state_dict(s['model']); self.create_opt()
+    self.opt.opt.load_state_dict(dict(state={k: v for k, v in s['opt']}, param_groups=s['groups']))
+    self.scaler.load_state_dict(s['scaler'])
+    # in the weight's own memory layout: fused optimisers count on it
+    for p, state in self.opt.opt.state.items():
+        state.update({k: torch.empty_like(p).copy_(v) for k, v in state.items() if v.shape == p.shape})
     self.steps, self.history, self.cb_states = s['steps'], list(s['history'].to(dev)), s['callbacks']
     self.stats = {k: v for k, v in zip(self.curve_names, self.history[-1]) if not v.isnan()} if self.history else {}
     for t, state in zip(self.terms, s['terms']): t.load_state_dict(state)
     self.dls.train.load_state_dict(s['loader']); _set_random_states(s['random'][processes()[0]])
     return self
 
-# %% ../nbs/06_training.ipynb #d7df9649
+# %% ../nbs/06_training.ipynb #1edbdc5c
 class Checkpoint(Callback):
     "Write a checkpoint every so many steps and at the end of each fit."
     order = 80
@@ -755,12 +839,13 @@ class Checkpoint(Callback):
     ): self.path, self.every = Path(path), every
     def before_fit(self): # callbacks that remember something get it back
         for cb in self.learn.cbs:
-            if type(cb).__name__ in self.cb_states and hasattr(cb, 'load_state_dict'): cb.load_state_dict(self.cb_states[type(cb).__name__])
+            if type(cb).__name__ in self.cb_states and hasattr(cb, 'load_state_dict'):
+                cb.load_state_dict(self.cb_states[type(cb).__name__])
     def after_batch(self):
         if self.steps % self.every == 0: self.learn.save_checkpoint(self.path)
     def after_fit(self): self.learn.save_checkpoint(self.path)
 
-# %% ../nbs/06_training.ipynb #89a5e6c6
+# %% ../nbs/06_training.ipynb #308426c8
 class Ticker(Callback):
     "A line every so many seconds: steps, losses, time left."
     order = 68
@@ -776,16 +861,19 @@ class Ticker(Callback):
         if now-self.last < self.seconds and self.steps != self.total: return
         self.last, per = now, (now-self.start)/(self.steps-self.first)
         left = f'/{self.total}, {per*(self.total-self.steps):.0f} s left' if self.total else ''
-        self.say(f"{self.label}step {self.steps}{left}, {per:.3f} s a step; "+', '.join(f'{k} {float(self.stats[k]):.3f}' for k in ('d_loss', 'g_loss', 'u_fake') if k in self.stats))
+        self.say(f"{self.label}step {self.steps}{left}, {per:.3f} s a step; "
+            +', '.join(f'{k} {float(self.stats[k]):.3f}' for k in ('d_loss', 'g_loss', 'u_fake') if k in self.stats))
 
-# %% ../nbs/06_training.ipynb #313d59d7
+# %% ../nbs/06_training.ipynb #7c03a40f
 def read_history(
     path, # as written by `CurvesFile`
 )->dict: # name of a curve -> (steps,) float32, NaN where nothing was logged
     "The curves of a run from its CSV file. Raises ValueError for another file."
     (step, *names), *rows = (line.split(',') for line in Path(path).read_text(encoding='utf-8').splitlines())
-    if step != 'step': raise ValueError(f'{path}: found a first column {step!r}, expected step; is it a history written by training?')
-    return dict(zip(names, np.array([[float(v or 'nan') for v in row[1:]] for row in rows], np.float32).reshape(-1, len(names)).T))
+    if step != 'step':
+        raise ValueError(f'{path}: found a first column {step!r}, expected step; is it a history written by training?')
+    return dict(zip(names,
+        np.array([[float(v or 'nan') for v in row[1:]] for row in rows], np.float32).reshape(-1, len(names)).T))
 
 class CurvesFile(Callback):
     "Write the curves as CSV every so many steps and at the end of each fit."
@@ -801,4 +889,5 @@ class CurvesFile(Callback):
         c = self.learn.curves()
         with whole_file(self.path) as tmp, open(tmp, 'w', encoding='utf-8') as f:
             print('step', *c, sep=',', file=f)
-            for step, row in enumerate(zip(*c.values()), 1): print(step, *('' if v != v else f'{v:.9g}' for v in row), sep=',', file=f)
+            for step, row in enumerate(zip(*c.values()), 1):
+                print(step, *('' if v != v else f'{v:.9g}' for v in row), sep=',', file=f)

@@ -36,7 +36,7 @@ class Embedding:
     pca = property(lambda self: self.z.shape[1], doc='components kept before')
     def __len__(self): return len(self.xy)
 
-# %% ../nbs/09_tsne.ipynb #cb24751d
+# %% ../nbs/09_tsne.ipynb #8e6c5502
 def _opentsne():
     "openTSNE, or None."
     try: import openTSNE; return openTSNE
@@ -52,7 +52,9 @@ def _chosen(
     fits = 3*perplexity <= n-1
     if method == 'auto': return 'openTSNE' if fits and _opentsne() else 'scikit-learn'
     if method == 'openTSNE' and not _opentsne(): raise ImportError("openTSNE is not installed: pip install openTSNE, or take method='scikit-learn'")
-    if method == 'openTSNE' and not fits: raise ValueError(f"perplexity {perplexity:g} with {n} films: openTSNE would lower it to {(n-1)/3:g}; ask for that, or take method='scikit-learn'")
+    if method == 'openTSNE' and not fits:
+        raise ValueError(f"perplexity {perplexity:g} with {n} films: openTSNE would lower it to {(n-1)/3:g}; "
+            "ask for that, or take method='scikit-learn'")
     return method
 
 # %% ../nbs/09_tsne.ipynb #b583f867
@@ -71,7 +73,7 @@ def _draw(
     tsne = TSNE(2, perplexity=perplexity, init=start.astype(np.float32), learning_rate='auto', random_state=seed)
     return tsne.fit_transform(z), float(tsne.kl_divergence_)
 
-# %% ../nbs/09_tsne.ipynb #3cbdbe0f
+# %% ../nbs/09_tsne.ipynb #d7eb158e
 def joint_embedding(
     sets:dict, # name -> (features (n,d), labels (n,)); the real films first
     classes, # names
@@ -84,7 +86,9 @@ def joint_embedding(
     "Standardise, PCA, t-SNE (van der Maaten & Hinton 2008) of all sets together. Raises ValueError for NaN, features that differ in length, or too few points; ImportError if openTSNE is asked for and missing."
     from sklearn.decomposition import PCA
     x, labels, origin = _stack(sets, len(classes))
-    if not 0 < perplexity < len(x): raise ValueError(f'perplexity {perplexity:g}: expected more than 0 and less than the {len(x)} films; try {max(1, (len(x)-1)//3)} or give more films')
+    if not 0 < perplexity < len(x):
+        raise ValueError(f'perplexity {perplexity:g}: expected more than 0 and less than the {len(x)} films; '
+            f'try {max(1, (len(x)-1)//3)} or give more films')
     method = _chosen(method, len(x), perplexity)
     order = np.array(sorted(range(len(x)), key=lambda i: (x[i].tobytes(), origin[i], labels[i])))
     std = x[order].std(0)
@@ -94,9 +98,10 @@ def joint_embedding(
     z = PCA(k, svd_solver='full').fit_transform(z)
     xy, kl = _draw(z, method, perplexity, seed)
     back = np.argsort(order)
-    return Embedding(torch.from_numpy(xy[back]).float(), torch.from_numpy(labels), torch.from_numpy(origin), tuple(map(str, classes)), tuple(map(str, sets)), float(perplexity), seed, kl, torch.from_numpy(z[back]), method, features)
+    return Embedding(torch.from_numpy(xy[back]).float(), torch.from_numpy(labels), torch.from_numpy(origin),
+        tuple(map(str, classes)), tuple(map(str, sets)), float(perplexity), seed, kl, torch.from_numpy(z[back]), method, features)
 
-# %% ../nbs/09_tsne.ipynb #64524016
+# %% ../nbs/09_tsne.ipynb #3f9ec5dc
 def _stack(
     sets:dict, # name -> (features, labels)
     n_classes:int, # how many there are
@@ -106,10 +111,15 @@ def _stack(
     xs = [torch.as_tensor(f).detach().cpu().double().numpy() for f, _ in sets.values()]
     ys = [torch.as_tensor(y).long().cpu().numpy() for _, y in sets.values()]
     for name, x, y in zip(sets, xs, ys):
-        if x.ndim != 2 or not len(x) or len(x) != len(y): raise ValueError(f'{name}: found features {x.shape} and labels {y.shape}, expected (n,d) and (n,) with n > 0')
-        if x.shape[1] != xs[0].shape[1]: raise ValueError(f'{name}: found {x.shape[1]} features, expected {xs[0].shape[1]} as in the first set: use one extractor for all')
-        if not np.isfinite(x).all(): raise ValueError(f'{name}: found NaN or infinity in {(~np.isfinite(x)).any(1).sum()} of {len(x)} rows of features: look at the films they come from')
-        if not 0 <= y.min() <= y.max() < n_classes: raise ValueError(f'{name}: found labels {y.min()} to {y.max()}, expected 0 to {n_classes-1}')
+        if x.ndim != 2 or not len(x) or len(x) != len(y):
+            raise ValueError(f'{name}: found features {x.shape} and labels {y.shape}, expected (n,d) and (n,) with n > 0')
+        if x.shape[1] != xs[0].shape[1]:
+            raise ValueError(f'{name}: found {x.shape[1]} features, expected {xs[0].shape[1]} as in the first set: use one extractor for all')
+        if not np.isfinite(x).all():
+            raise ValueError(f'{name}: found NaN or infinity in {(~np.isfinite(x)).any(1).sum()} of {len(x)} rows of features: '
+                'look at the films they come from')
+        if not 0 <= y.min() <= y.max() < n_classes:
+            raise ValueError(f'{name}: found labels {y.min()} to {y.max()}, expected 0 to {n_classes-1}')
     return np.concatenate(xs), np.concatenate(ys), np.repeat(np.arange(len(xs)), list(map(len, xs)))
 
 # %% ../nbs/09_tsne.ipynb #94ca0506
@@ -136,7 +146,7 @@ def map_numbers(
         if i: told[name] = nearest_neighbour_test(cut(a, ya), cut(b, yb)).total if sum(least) else nan
     return MapNumbers(float(trustworthiness(e.z, e.xy, n_neighbors=min(neighbours, (len(e)-1)//2))), told, silhouette)
 
-# %% ../nbs/09_tsne.ipynb #302c4c7f
+# %% ../nbs/09_tsne.ipynb #851f6237
 def plot_tsne(
     e:Embedding, # the map
     panels=None, # sets in each panel, by name; None: the first alone, then the first with each other one
@@ -145,7 +155,8 @@ def plot_tsne(
     "Panels of one map: colour is the class, dots the first set, crosses the others; `map_numbers` below. Returns the axes. Raises ValueError for a set that the map has not."
     first, *rest = e.origins
     panels = [(first,), *((first, o) for o in rest)] if panels is None else [(p,) if isinstance(p, str) else tuple(p) for p in panels]
-    if unknown := {o for p in panels for o in p}-set(e.origins): raise ValueError(f"no set {', '.join(map(repr, sorted(unknown)))} in this map, expected some of {list(e.origins)}")
+    if unknown := {o for p in panels for o in p}-set(e.origins):
+        raise ValueError(f"no set {', '.join(map(repr, sorted(unknown)))} in this map, expected some of {list(e.origins)}")
     own = axes is None
     if own: axes = plt.subplots(1, len(panels), figsize=(3.1*len(panels), 3.4), dpi=72, squeeze=False, layout='constrained')[1][0]
     lo, hi, numbers = e.xy.min(0).values, e.xy.max(0).values, map_numbers(e)
@@ -161,7 +172,8 @@ def plot_tsne(
     keys = [plt.Line2D([], [], ls='', marker='s', color=f'C{c}', label=n.replace('_', ' ')) for c, n in enumerate(e.classes)]
     keys += [plt.Line2D([], [], ls='', marker=m, color='gray', label=n) for m, n in zip('ox', (first, 'generated')[:min(2, len(e.origins))])]
     axes[0].legend(handles=keys, fontsize=7, loc='best', framealpha=.8)
-    made = f"{e.features+', ' if e.features else ''}{len(e)} films, PCA {e.pca}, perplexity {e.perplexity:g}, {e.method}, seed {e.seed}; trustworthiness {numbers.trust:.2f}"
+    made = (f"{e.features+', ' if e.features else ''}{len(e)} films, PCA {e.pca}, perplexity {e.perplexity:g}, {e.method}, seed {e.seed}; "
+        f"trustworthiness {numbers.trust:.2f}")
     if own: axes[0].figure.supxlabel(made, fontsize=7)
     else: axes[0].set_xlabel(axes[0].get_xlabel()+'\n'+made.replace(', perplexity', '\nperplexity'), fontsize=7)
     return axes

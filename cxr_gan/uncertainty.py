@@ -137,7 +137,7 @@ def analytic_passes(
     xi, log_w = _hermite(nodes, mu.dtype, mu.device)
     return Passes(Verdict(mu+(2*v+1e-12).sqrt()*xi), log_w)
 
-# %% ../nbs/05_uncertainty.ipynb #0deef36d
+# %% ../nbs/05_uncertainty.ipynb #dbe71773
 def mean_prob(
     logits:Tensor, # (T,n,...)
     log_w:Tensor, # logarithm of the weights, (T,1,...)
@@ -150,7 +150,9 @@ def mean_loss(
     log_w:Tensor, # logarithm of the weights, which must be equal
 )->Tensor: # (T*n,...)
     "Reading B: all logits side by side, so that an objective's mean is the mean over passes."
-    if log_w.max()-log_w.min() > 1e-6: raise ValueError("found passes of unequal weight, expected equal ones: reading 'mean_loss' does not go with passes='analytic'")
+    if log_w.max()-log_w.min() > 1e-6:
+        raise ValueError("found passes of unequal weight, expected equal ones: "
+            "reading 'mean_loss' does not go with passes='analytic'")
     return logits.flatten(0, 1)
 
 def mean_logit(
@@ -183,7 +185,7 @@ def judge_once(
     with torch.no_grad(): p = v.logit.sigmoid()[None]
     return Judgement(v, v.logit, plug_in(p), uncertainty_parts(p))
 
-# %% ../nbs/05_uncertainty.ipynb #0b2583f4
+# %% ../nbs/05_uncertainty.ipynb #41224bfc
 @dataclass(frozen=True)
 class Uncertainty:
     "How to ask a discriminator with dropout, and what to do with its doubt."
@@ -196,23 +198,29 @@ class Uncertainty:
     at_once: int = None # batched passes in a run, to save memory; None: all T
 
     def __post_init__(self):
-        for name, known in dict(mode=('max', 'min'), reading=tuple(READINGS), estimator=('plug_in', 'unbiased'), passes=('batched', 'vmap', 'analytic')).items():
+        for name, known in dict(mode=('max', 'min'), reading=tuple(READINGS), estimator=('plug_in', 'unbiased'),
+                passes=('batched', 'vmap', 'analytic')).items():
             if getattr(self, name) not in known: raise ValueError(f"{name} {getattr(self, name)!r}: expected {' or '.join(map(repr, known))}")
         if self.T < 1: raise ValueError(f'T {self.T}: expected at least one pass')
         if self.T < 2 and self.estimator == 'unbiased': raise ValueError(f'T {self.T}: the unbiased estimate expects at least 2 passes')
-        if self.at_once is not None and (self.at_once < 1 or self.passes != 'batched'): raise ValueError(f"at_once {self.at_once}, passes {self.passes!r}: expected at least one pass in a run, and passes='batched'")
-        if self.passes == 'analytic' and self.reading == 'mean_loss': raise ValueError("reading 'mean_loss' needs equal passes: expected passes 'batched' or 'vmap'")
+        if self.at_once is not None and (self.at_once < 1 or self.passes != 'batched'):
+            raise ValueError(f"at_once {self.at_once}, passes {self.passes!r}: "
+                "expected at least one pass in a run, and passes='batched'")
+        if self.passes == 'analytic' and self.reading == 'mean_loss':
+            raise ValueError("reading 'mean_loss' needs equal passes: expected passes 'batched' or 'vmap'")
         if self.alpha < 0: raise ValueError(f"alpha {self.alpha}: expected 0 or more; the sign is chosen by mode='min' or 'max'")
 
-# %% ../nbs/05_uncertainty.ipynb #aef61e34
+# %% ../nbs/05_uncertainty.ipynb #6a9ec502
 @patch
 def check(self:Uncertainty,
     net:nn.Module, # discriminator
 ):
     "Raises ValueError when `net` has no Monte Carlo dropout: its passes would be T times the same."
     if not any(m.active for m in mc_layers(net)):
-        raise ValueError(f"found no active MCDropout in {type(net).__name__}, expected some: build it with dropout (CGANDiscriminator(drop='mc'), LeanDiscriminator(p=0.2)) or train with uncertainty=None")
+        raise ValueError(f"found no active MCDropout in {type(net).__name__}, expected some: build it with dropout "
+            "(CGANDiscriminator(drop='mc'), LeanDiscriminator(p=0.2)) or train with uncertainty=None")
 
+# %% ../nbs/05_uncertainty.ipynb #385cf959
 @patch
 def judge(self:Uncertainty,
     net, # discriminator
