@@ -216,7 +216,7 @@ OTHERS = (
     Recipe('mlp', 'S2 lecture: multilayer perceptrons for digits, unconditional', **_mlp, n_classes=0, **_counts(1_463_312, 1_460_225)),
     Recipe('mlp_conditional', 'S2 lecture: multilayer perceptrons for digits, conditional', **_mlp, n_classes=10, **_counts(1_465_872, 1_470_465)))
 
-# %% ../nbs/11_recipes.ipynb #cc06bfbc
+# %% ../nbs/11_recipes.ipynb #256bf9bb
 _lean_opt = dict(lr=1e-3, betas=(0., .99))
 _lean = dict(generator='LeanGenerator', discriminator='LeanDiscriminator', size=64, width=24,
     d_opt=_lean_opt, g_opt=_lean_opt, bs=32, terms=dict(r1=1.), ema=.999)
@@ -231,7 +231,7 @@ OWN = (
 _still = dict(name='adaptive', rotate=0, shift=0, zoom=0, stretch=0, noise=0) # nothing that blurs or roughens
 _modern = dict(_lean, generator='ModernGenerator', g_args=dict(norm=True), g_opt=dict(_lean_opt, lr=5e-4),
     terms=dict(r1=dict(weight=1., every=4, last=5., over=4000)),
-    augment=dict(name='emphasis', gain=10., over=4000, first=_still), ema=.9995, schedule=dict(hold=10_000, decay=30_000, floor=.1))
+    augment=dict(name='emphasis', gain=10., over=4000, first=dict(_still, most=.4)), ema=.9995, schedule=dict(hold=10_000, decay=30_000, floor=.1))
 MODERN = (
     Recipe('modern', 'our own: lean with a residual generator, lazy R1, fine detail enlarged for the discriminator', **_modern),
     Recipe('modern_max', 'modern with head dropout, uncertainty max (analytic)', **_modern, **_head('max')))
