@@ -170,7 +170,7 @@ def _lines(rows, metric):
         if r.score.metric == metric: found.setdefault(tuple(getattr(r.score, k) for k in _CONTEXT), []).append(r)
     return found.values()
 
-# %% ../nbs/07c_curves.ipynb #5a446f9e
+# %% ../nbs/07c_curves.ipynb #b1474598
 def plot_scores(
     runs, # rows from `ScoreCurves.rows` or `read_scores`, or a dict of them by name
     metrics=None, # which; None: the Fréchet distance and the Inception score, or without classes the kernel distance
@@ -180,7 +180,7 @@ def plot_scores(
     scores = [r.score for rows in runs.values() for r in rows]
     if not scores: raise ValueError('found no scores to draw: give rows from ScoreCurves or read_scores')
     known = list(dict.fromkeys(s.metric for s in scores))
-    metrics = metrics or [known[0], known[-1] if known[-1] == 'inception score' else known[1]]; s = scores[0]
+    metrics = metrics or list(dict.fromkeys(known[:1]+(known[-1:] if known[-1] == 'inception score' else known[1:2]))); s = scores[0]
     fig, axes = plt.subplots(1, len(metrics), figsize=(4.4*len(metrics), 3), dpi=72, layout='constrained', squeeze=False)
     for ax, m in zip(axes[0], metrics):
         for i, (name, rows) in enumerate(runs.items()):
