@@ -113,7 +113,7 @@ def _check_generated(real, generated):
         raise ValueError(f'found generated films {tuple(generated.images.shape[1:])} beside real ones '
             f'{tuple(real.images.shape[1:])}, expected one shape: bring both to the smaller size with .resized(size)')
 
-# %% ../nbs/08_classification.ipynb #382739cc
+# %% ../nbs/08_classification.ipynb #2a7ac4a8
 @patch
 def one_batch(self:MixedLoader):
     "The first batch of the epoch to come; nothing moves on."
@@ -122,27 +122,24 @@ def one_batch(self:MixedLoader):
     try: return next(iter(self))
     finally: self.load_state_dict(state); self._resumed = resumed
 
-# %% ../nbs/08_classification.ipynb #e074bffc
 @patch
 def new(self:MixedLoader, dataset=None, **kwargs):
     "A loader like this one, with some arguments changed."
     old = {k: getattr(self, k) for k in ('generated', 'bs', 'share', 'mixing', 'device', 'value_range', 'seed')}
     return type(self)(self.dataset if dataset is None else dataset, **{**old, **{k: v for k, v in kwargs.items() if k in old}})
 
-# %% ../nbs/08_classification.ipynb #2d7b0f0e
 @patch
 def to(self:MixedLoader, device):
     "Move the films to a device."
     if hasattr(self, '_made'): self._made.to(device)
     return ResidentLoader.to(self, device)
 
-# %% ../nbs/08_classification.ipynb #32daa78a
+# %% ../nbs/08_classification.ipynb #0e2a6625
 @patch
 def state_dict(self:MixedLoader):
     "Tensors and numbers from which both orders go on."
     return {**ResidentLoader.state_dict(self), 'generated': self._made.state_dict(), 'keep': self._keep.get_state()}
 
-# %% ../nbs/08_classification.ipynb #32243223
 @patch
 def load_state_dict(self:MixedLoader, state):
     "Go on where `state_dict` was taken."

@@ -716,7 +716,7 @@ def _groups_of(s, seed):
     mixed = [names[i] for i in torch.randperm(len(names), generator=rng(seed)).tolist()]
     return [(g, at[g], rows[at[g]].sum(0)) for g in mixed]
 
-# %% ../nbs/02_data.ipynb #d57e8271
+# %% ../nbs/02_data.ipynb #b22124cd
 def split_set(
     s:ImageSet, # films of every class; of several findings, those without any are kept in proportion too
     test:float=.2, # part of each class that goes to the second set
@@ -731,17 +731,20 @@ def split_set(
         found = f"{n} film{'s'*(n != 1)} in {k} group{'s'*(k != 1)}"
         raise ValueError(f'class {name!r} has {found}, expected at least 2 groups to divide: add films, or leave the class out with .only(...)')
     goal = np.maximum(_strata(s)[1].sum(0)*test, 1); taken, left, picked = np.zeros(len(goal)), spread.copy(), []
+    def take(at, c):
+        nonlocal taken, left
+        taken, left = taken+c, left-(c > 0)
+        picked.append(at)
     scale = goal if s.several else 1 # a film too many of a rare finding is worse than of a frequent one
     for _, at, c in groups:
         if (left[c > 0] < 2).any(): continue # the last group of a class stays in the first set
         if (np.abs(taken+c-goal)/scale).sum() < (np.abs(taken-goal)/scale).sum():
-            taken += c; left -= c > 0; picked.append(at)
+            take(at, c)
     while len(short := np.flatnonzero((taken == 0) & (spread > 1))): # the groups of this class are all too large for its share: take the smallest that can go
         name = [*s.classes, 'no finding'][k := short[0]]
         can = [(len(at), i) for i, (_, at, c) in enumerate(groups) if c[k] and (left[c > 0] > 1).all()]
         if not can: raise ValueError(f'class {name!r} cannot be divided without parting a group; leave it out with .only(...)')
-        _, at, c = groups[min(can)[1]]
-        taken += c; left -= c > 0; picked.append(at)
+        take(*groups[min(can)[1]][1:])
     mask = torch.zeros(len(s), dtype=torch.bool); mask[[i for at in picked for i in at]] = True
     return tuple(replace(p, splits=[name]*len(p)) for p, name in ((s[~mask], 'train'), (s[mask], 'test')))
 
@@ -923,25 +926,23 @@ class ResidentLoader(_Saved):
         "The first batch of the epoch to come; nothing moves on."
         return self._get(self._draw(torch.Generator().set_state(self._rng.get_state()))[:self.bs])
 
-# %% ../nbs/02_data.ipynb #8ed47137
+# %% ../nbs/02_data.ipynb #11cfd9b3
 def _new(self, dataset=None, **kwargs):
     "A loader like this one, with some arguments changed."
     old = {k: getattr(self, k) for k in ('bs', 'shuffle', 'drop_last', 'device', 'value_range', 'seed', 'weights')}
     return type(self)(self.dataset if dataset is None else dataset, **{**old, **{k: v for k, v in kwargs.items() if k in old}})
 
-# %% ../nbs/02_data.ipynb #764126b9
 def _vocab(self):
     "The classes in fastai's own type: its interpretation takes a plain list for one list per target."
     from fastai.data.transforms import CategoryMap
     return CategoryMap(self.classes, sort=False)
 
-# %% ../nbs/02_data.ipynb #871f2473
 def _said(classes, y):
     "A label in words: the class, or a line for each finding."
     if y.dim() == 0: return classes[int(y)]
     return '\n'.join(c for c, w in zip(classes, y.tolist()) if w > 0) or 'none of these'
 
-# %% ../nbs/02_data.ipynb #a66bb4a4
+# %% ../nbs/02_data.ipynb #18db0cf6
 def _show_batch(self, b=None, max_n=9, ctxs=None, titles=None, **kwargs):
     "Draw the first films of a batch under the names of their classes."
     x, y = self.one_batch() if b is None else b[:2]
@@ -953,7 +954,6 @@ def _show_batch(self, b=None, max_n=9, ctxs=None, titles=None, **kwargs):
     for ax, im, name in zip(axes, to_bytes(x[:n], self.value_range).cpu(), titles):
         ax.imshow(im.permute(1, 2, 0).squeeze(-1).numpy(), cmap='gray', vmin=0, vmax=255); ax.set_title(name, fontsize=8)
 
-# %% ../nbs/02_data.ipynb #d660c3e3
 def _show_results(self, b, out, max_n=9, **kwargs):
     "Draw films under true and predicted class."
     self.show_batch(b, max_n, titles=[f'{_said(self.classes, t)}\nread as {_said(self.classes, p)}' for t, p in zip(b[1], out)], **kwargs)

@@ -1,6 +1,5 @@
 "Two processes: each draws its own noise, a resumed run is the uninterrupted one, and all stop together. Started by torchrun, this file is the program."
 import subprocess, sys, time
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ def fit(steps, cb, resume=None):
     set_seed(0); opt = OptSettings(1e-3, (.5, .9), eps=1e-4)
     loaders = resident_loaders(phantom_set(64, 16), bs=16//launched(), device='cpu', drop_last=True)
     l = GANLearner(loaders, LeanGenerator(16, width=4), LeanDiscriminator(16, width=4), terms=dict(r1=1., lecam=.01), d_opt=opt, g_opt=opt, ema=.9)
-    with l.no_bar(), l.no_logging(), l.distrib_ctx() if launched() > 1 else nullcontext():
+    with l.no_bar(), l.no_logging(), l.distrib_ctx():
         if resume: l.load_checkpoint(resume)
         l.fit_for(steps=steps, cbs=cb)
     weights = torch.cat([p.detach().flatten() for p in l.model.state_dict().values()])
